@@ -1,0 +1,59 @@
+"""Compile the kernels into one shared library beside this file, with any C11 compiler.
+
+    python plm_edge/native/build.py [--sanitize]
+
+The compiler is $CC, or the first of cc, gcc and clang that is there.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+LIBRARY = HERE / "libplm_edge.so"
+
+# -ffp-contract=off: the scalar kernels give the same bits on every CPU; a compiler that fuses would not.
+FLAGS = ["-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"]
+WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]
+
+# Files that need an instruction set of their own; every other file is plain C11.
+ISA_FLAGS = {"avx2.c": ["-mavx2", "-mfma", "-mf16c"]}
+ISA_MACHINES = {"avx2.c": {"x86_64", "AMD64"}}
+
+
+def compiler() -> str:
+    """$CC, or a compiler on the PATH. Raises SystemExit with the cure where there is none."""
+    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
+        if name and shutil.which(name.split()[0]):
+            return name
+    raise SystemExit("expected a C compiler, found none: install gcc or clang, or set CC")
+
+
+def build(library: Path = LIBRARY, sanitize: bool = False) -> Path:
+    """Compile every C file here into `library`; nothing half-made ever stands under that name."""
+    cc = compiler().split()
+    machine = platform.machine()
+    flags = [*FLAGS, *WARNINGS, *(SANITIZE if sanitize else [])]
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as scratch:
+        objects = []
+        for source in sorted(HERE.glob("*.c")):
+            if machine not in ISA_MACHINES.get(source.name, {machine}):
+                continue
+            objects.append(f"{scratch}/{source.stem}.o")
+            own = ISA_FLAGS.get(source.name, [])
+            subprocess.run([*cc, *flags, *own, "-c", str(source), "-o", objects[-1]], check=True)
+        made = f"{scratch}/library"
+        subprocess.run([*cc, *flags, "-shared", *objects, "-o", made, "-lm"], check=True)
+        os.replace(made, library)
+    return library
+
+
+if __name__ == "__main__":
+    print(build(sanitize="--sanitize" in sys.argv[1:]))
