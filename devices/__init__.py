@@ -1,1 +1,34 @@
+"""Facts about machines: profiles with a source for every number, and this machine as it is now."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+from plm_edge.devices.host import detect
+from plm_edge.devices.profile import ISAS, DeviceProfile, read_profile
+from plm_edge.errors import UsageError
+
+__all__ = ["ALIASES", "ISAS", "DeviceProfile", "detect", "load", "names"]
+
+ALIASES = {"rpi": "rpi5-4gb", "rpi5": "rpi5-4gb", "rpi4": "rpi4-4gb"}
+_PROFILES = Path(__file__).parent / "profiles"
+
+
+def names() -> list[str]:
+    """Names of the profiles that ship with the package, and `host`."""
+    return ["host", *sorted(path.stem for path in _PROFILES.glob("*.toml"))]
+
+
+def load(name: str) -> DeviceProfile:
+    """The profile of a name, an alias, `host` (this machine) or the path of a .toml file."""
+    if name == "host":
+        return detect()
+    if name.endswith(".toml"):
+        return read_profile(Path(name))
+    known = ALIASES.get(name, name)
+    if known not in names():
+        choices = ", ".join([*names(), *ALIASES])
+        raise UsageError(
+            f"unknown target {name!r}; known are {choices}, or the path of a .toml file"
+        )
+    return read_profile(_PROFILES / f"{known}.toml")
