@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 from plm_edge.tensor_row import TensorRow
+
+Array = NDArray[Any]
+Float64 = NDArray[np.float64]
 
 TENSORS = (
     TensorRow(
@@ -18,3 +27,21 @@ TENSORS = (
         "model.layers.{i}.mlp.down_proj.weight", "blk.{i}.ffn_down.weight", "d_model, d_ffn", True
     ),
 )
+
+
+# ---------------------------------------------------------------- reference: float64 numpy
+
+# y = W_down max(0, W_up x)^2, no gate, no bias (squared ReLU: Primer, arXiv 2109.08668). x is
+# (T, d_model); `w` maps "ffn_up" and "ffn_down" to the weights of one layer.
+
+
+def units(x: Array, w: Mapping[str, Array]) -> Float64:
+    """The hidden units of x (T, d_ffn): max(0, W_up x)^2, most of them exactly zero."""
+    active: Float64 = np.square(np.maximum(x @ w["ffn_up"].T, 0.0))
+    return active
+
+
+def output(units: Float64, w: Mapping[str, Array]) -> Float64:
+    """Hidden units (T, d_ffn) -> (T, d_model)."""
+    summed: Float64 = units @ w["ffn_down"].T
+    return summed
