@@ -1,5 +1,231 @@
-/* placeholder, replaced soon */
+/* The kernels' contract: what the Python side fills in and what each kernel does with it.
+ *
+ * Plain C11. No allocation, no output, no state of its own: the caller owns every byte, the thread pool
+ * lives in memory the caller gives. A kernel is a pair of functions over one struct of arguments: how many
+ * independent items there are now, and do item i. An item's result never depends on which thread does it
+ * or how many there are, so a session repeats bit for bit on any number of threads.
+ *
+ * Numbers: activations are float. Against integer weights (Q8_0, Q4_0) they enter as 16-bit integers with
+ * one scale for each block of 32 values, so the sums inside a block are exact in 32 bits:
+ * 128 * 32767 * 32 < 2^31. docs/layouts.md draws the weight arrangements.
+ */
 #ifndef PLM_H
 #define PLM_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
 #define PLM_API __attribute__((visibility("default")))
+
+enum { PLM_BLOCK = 32, PLM_TILE = 16 };
+
+/* Weight formats, in the order of every table below; plm_edge/native/kernels.py has the same order. */
+enum { PLM_F32, PLM_F16, PLM_BF16, PLM_Q8_0, PLM_Q4_0, PLM_FORMATS };
+
+/* Arrangements. ROWS: ggml rows. TILE16X4: 16 rows interleaved, 4 values each. GROUP32: 32 units, unit by
+ * unit, scales of all outputs first. */
+enum { PLM_ROWS, PLM_TILE16X4, PLM_GROUP32 };
+
+/* A weight matrix where it lies in the mapped file. rows x cols as the mathematics has them (y = W x). */
+typedef struct {
+    const uint8_t *data;
+    int32_t rows, cols, format, arrangement;
+} plm_matrix;
+
+/* Activations of several tokens, a row each: the floats, and the same rows as 16-bit integers.
+ * q (tokens, cols) and, for each block of 32, scale and sum of q (tokens, cols / 32). */
+typedef struct {
+    const float *f;
+    int16_t *q;
+    float *scale;
+    int32_t *sum;
+} plm_vectors;
+
+/* The moving part of a session: everything else in the arguments stays as recorded. */
+typedef struct {
+    int32_t n_past;   /* rows in the cache before this call */
+    int32_t n_tokens; /* tokens of this call */
+    int32_t first;    /* row of x that the final norm reads first */
+} plm_step;
+
+/* What an instruction set must be able to do. kernels.c says everything else once, for all of them. */
+typedef struct {
+    const char *name;
+    /* y[16] = 16 rows of a tile times x. */
+    void (*tile[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, float *y);
+    /* A plain row times x. */
+    float (*row[PLM_FORMATS])(const uint8_t *row, int32_t cols, const plm_vectors *x);
+    /* y[0..n) += a * a plain row. */
+    void (*add_row[PLM_FORMATS])(const uint8_t *row, int32_t n, float a, float *y);
+    /* y[o] += sum over the units n of one group of a[n] * w[n][o], for outputs first <= o < last (both multiples
+     * of 32 unless last is the end). A unit whose a[n] is 0 is not read. width: outputs of the matrix. */
+    void (*units[PLM_FORMATS])(const uint8_t *group, int32_t width, int32_t first, int32_t last, const float *a,
+                               int32_t units, float *y);
+    /* One row of floats to integers: q = round(x / scale), scale = max|x| / 32767 of its block. A NaN or an
+     * infinity makes the scale NaN, so that it shows in every product. */
+    void (*pack)(const float *x, int32_t cols, int16_t *q, float *scale, int32_t *sum);
+    float (*dot)(const float *a, const float *b, int32_t n);
+    void (*add)(float a, const float *x, int32_t n, float *y); /* y += a x */
+    void (*widen)(const uint16_t *f16, int32_t n, float *y);
+} plm_isa;
+
+extern const plm_isa plm_scalar;
+
+/* ---- kernels: each struct is the argument of the kernel of its name. T = step->n_tokens. ---- */
+
+/* y (T, w.cols) = rows of w by id. */
+typedef struct {
+    const plm_isa *isa;
+    const plm_step *step;
+    plm_matrix w;
+    const int32_t *ids;
+    float *y;
+} plm_embed;
+
+/* y (T, width) = x / rms(x) * w, and y packed where y_packed.q is set. x starts at row step->first. */
+typedef struct {
+    const plm_isa *isa;
+    const plm_step *step;
+    const float *x, *w;
+    float *y;
+    plm_vectors packed;
+    int32_t width;
+    float eps;
+} plm_norm;
+
+/* x (T, width) packed; with square set, x = max(x, 0)^2 first. */
+typedef struct {
+    const plm_isa *isa;
+    const plm_step *step;
+    float *x;
+    plm_vectors packed;
+    int32_t width, square;
+} plm_pack;
+
+/* y (T, w.rows) = w x, or y += w x. w in ROWS or TILE16X4. */
+typedef struct {
+    const plm_isa *isa;
+    const plm_step *step;
+    plm_matrix w;
+    plm_vectors x;
+    float *y;
+    int32_t add;
+} plm_product;
+
+/* Rotate the last `rope` values of every head of q (T, heads, nope + rope) by its position, adjacent pairs.
+ * turns (n_ctx, rope / 2, 2): cosine and sine. */
+typedef struct {
+    const plm_step *step;
+    float *q;
+    const float *turns;
+    int32_t heads, nope, rope;
+} plm_rotate;
+
+/* Append T rows to one layer's cache (n_ctx, rank + rope): [latent after its norm | rotated rope key].
+ * kv_a (T, rank + rope). half: the cache holds f16, else f32. */
+typedef struct {
+    const plm_step *step;
+    float *kv_a; /* normed and rotated in place: nobody reads it again */
+    const float *w, *turns;
+    void *cache;
+    int32_t rank, rope, half;
+    float eps;
+} plm_remember;
+
+/* Geometry and operands that the attention kernels share. kv_b (heads * (nope + v_head), rank) in ROWS: for each
+ * head nope rows of W_uk, then v_head rows of W_uv. scale: of the scores. */
+typedef struct {
+    const plm_isa *isa;
+    const plm_step *step;
+    plm_matrix kv_b;
+    const float *q;       /* (T, heads, nope + rope), rotated */
+    const void *cache;    /* (n_ctx, rank + rope), f16 or f32 */
+    float *q_latent;      /* (T, heads, rank): W_uk^T q */
+    float *partial;       /* slices of the context: plm_partial_floats() each */
+    float *y;             /* (T, heads * v_head) */
+    uint8_t *scratch;     /* plm_attention_scratch() bytes for each thread */
+    int64_t scratch_bytes;
+    int32_t heads, nope, rope, v_head, rank, half, chunk;
+    float scale;
+} plm_attention;
+
+/* The fused squared-ReLU pair for one token: partial (16, down.rows) = slices of down max(up x, 0)^2. A unit that
+ * did not fire is a row that is not read. up TILE16X4, down GROUP32. */
+typedef struct {
+    const plm_isa *isa;
+    const plm_step *step;
+    plm_matrix up, down;
+    plm_vectors x;
+    float *partial;
+} plm_fire;
+
+/* y (width) += the 16 slices of partial, in their order. */
+typedef struct {
+    const float *partial;
+    float *y;
+    int32_t width;
+} plm_gather;
+
+/* y (T, down.rows) += down h, h (T, down.cols) after the squared ReLU. down GROUP32. */
+typedef struct {
+    const plm_isa *isa;
+    const plm_step *step;
+    plm_matrix down;
+    const float *h;
+    float *y;
+} plm_down;
+
+enum {
+    PLM_OP_EMBED,
+    PLM_OP_NORM,
+    PLM_OP_PACK,
+    PLM_OP_PRODUCT,
+    PLM_OP_ROTATE,
+    PLM_OP_REMEMBER,
+    PLM_OP_ABSORB,   /* q_latent = W_uk^T q */
+    PLM_OP_ATTEND,   /* partial = slices of the softmax over the cached rows */
+    PLM_OP_UNABSORB, /* y = W_uv of the slices put together */
+    PLM_OP_EXPAND,   /* y = attention over keys and values built from the cached rows, head by head */
+    PLM_OP_FIRE,
+    PLM_OP_GATHER,
+    PLM_OP_DOWN,
+    PLM_OPS
+};
+
+typedef struct {
+    size_t (*items)(const void *args);
+    void (*item)(const void *args, size_t item, int thread);
+} plm_kernel;
+
+typedef struct {
+    plm_kernel kernel;
+    const void *args;
+} plm_op;
+
+/* Slices of the units (FIRE) and of the context (ATTEND, shared between the tokens of the call). */
+enum { PLM_SLICES = 16 };
+
+PLM_API plm_kernel plm_kernel_of(int op);
+PLM_API size_t plm_partial_floats(int32_t heads, int32_t rank);
+PLM_API size_t plm_attention_scratch(int32_t heads, int32_t nope, int32_t rope, int32_t v_head, int32_t rank,
+                                     int32_t chunk);
+
+/* Instruction sets that were compiled in, best last; plm_isa_runs says whether this CPU has it. */
+PLM_API const plm_isa *plm_isa_at(int index); /* NULL past the end */
+PLM_API const char *plm_isa_name(const plm_isa *isa);
+PLM_API int plm_isa_runs(const plm_isa *isa);
+
+/* ---- the pool ---- */
+
+typedef struct plm_pool plm_pool;
+
+PLM_API size_t plm_pool_bytes(int threads);
+/* Starts threads - 1 workers in `memory` (plm_pool_bytes). Returns NULL where a thread cannot be had. */
+PLM_API plm_pool *plm_pool_start(void *memory, int threads);
+PLM_API void plm_pool_stop(plm_pool *pool);
+/* Runs the list in order, the items of each op shared by all threads. Returns how many ops were done: fewer than n
+ * where *cancel became nonzero in between. */
+PLM_API int plm_run(plm_pool *pool, const plm_op *ops, int n, const atomic_int *cancel);
+
 #endif

@@ -1,0 +1,240 @@
+/* The scalar set: plain C, the same bits on every machine, the oracle of every other set. */
+#include "plm.h"
+#include "plm_math.h"
+
+static inline uint16_t load16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
+
+static inline float load_f32(const uint8_t *p) {
+    float f;
+    memcpy(&f, p, sizeof f);
+    return f;
+}
+
+/* Read one value of a float format. */
+static inline float load_value(const uint8_t *p, int format) {
+    return format == PLM_F32 ? load_f32(p) : format == PLM_F16 ? plm_f16(load16(p)) : plm_bf16(load16(p));
+}
+
+static inline int32_t low(uint8_t byte) { return byte & 15; }
+static inline int32_t high(uint8_t byte) { return byte >> 4; }
+
+/* ---- tiles: 16 rows interleaved, 4 consecutive values each ---- */
+
+static inline void tile_float(const uint8_t *w, int32_t cols, const float *x, float *y, int format) {
+    const int size = format == PLM_F32 ? 4 : 2;
+    for (int r = 0; r < PLM_TILE; r++) y[r] = 0.0f;
+    for (int32_t c = 0; c < cols; c += 4, w += 64 * size)
+        for (int r = 0; r < PLM_TILE; r++)
+            for (int i = 0; i < 4 && c + i < cols; i++) y[r] += load_value(w + (4 * r + i) * size, format) * x[c + i];
+}
+
+static void tile_f32(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+    tile_float(w, cols, x->f, y, PLM_F32);
+}
+static void tile_f16(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+    tile_float(w, cols, x->f, y, PLM_F16);
+}
+static void tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+    tile_float(w, cols, x->f, y, PLM_BF16);
+}
+
+/* 16 f16 scales, then 8 groups of 64 bytes: byte 4 r + i is value 4 g + i of row r. */
+static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+    for (int r = 0; r < PLM_TILE; r++) y[r] = 0.0f;
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 544) {
+        const int16_t *q = x->q + b * PLM_BLOCK;
+        for (int r = 0; r < PLM_TILE; r++) {
+            int32_t sum = 0;
+            for (int g = 0; g < 8; g++)
+                for (int i = 0; i < 4; i++) sum += (int8_t)w[32 + 64 * g + 4 * r + i] * q[4 * g + i];
+            y[r] += (float)sum * (plm_f16(load16(w + 2 * r)) * x->scale[b]);
+        }
+    }
+}
+
+/* 16 f16 scales, then 4 groups of 64 bytes: byte 4 r + i holds values 4 g + i (low) and 16 + 4 g + i (high). */
+static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+    for (int r = 0; r < PLM_TILE; r++) y[r] = 0.0f;
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 288) {
+        const int16_t *q = x->q + b * PLM_BLOCK;
+        for (int r = 0; r < PLM_TILE; r++) {
+            int32_t sum = -8 * x->sum[b];
+            for (int g = 0; g < 4; g++)
+                for (int i = 0; i < 4; i++) {
+                    uint8_t byte = w[32 + 64 * g + 4 * r + i];
+                    sum += low(byte) * q[4 * g + i] + high(byte) * q[16 + 4 * g + i];
+                }
+            y[r] += (float)sum * (plm_f16(load16(w + 2 * r)) * x->scale[b]);
+        }
+    }
+}
+
+/* ---- plain ggml rows ---- */
+
+static inline float row_float(const uint8_t *w, int32_t cols, const float *x, int format) {
+    const int size = format == PLM_F32 ? 4 : 2;
+    float y = 0.0f;
+    for (int32_t c = 0; c < cols; c++) y += load_value(w + c * size, format) * x[c];
+    return y;
+}
+
+static float row_f32(const uint8_t *w, int32_t cols, const plm_vectors *x) { return row_float(w, cols, x->f, PLM_F32); }
+static float row_f16(const uint8_t *w, int32_t cols, const plm_vectors *x) { return row_float(w, cols, x->f, PLM_F16); }
+static float row_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x) {
+    return row_float(w, cols, x->f, PLM_BF16);
+}
+
+static float row_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
+    float y = 0.0f;
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 34) {
+        int32_t sum = 0;
+        for (int i = 0; i < PLM_BLOCK; i++) sum += (int8_t)w[2 + i] * x->q[b * PLM_BLOCK + i];
+        y += (float)sum * (plm_f16(load16(w)) * x->scale[b]);
+    }
+    return y;
+}
+
+static float row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
+    float y = 0.0f;
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 18) {
+        const int16_t *q = x->q + b * PLM_BLOCK;
+        int32_t sum = -8 * x->sum[b];
+        for (int i = 0; i < 16; i++) sum += low(w[2 + i]) * q[i] + high(w[2 + i]) * q[16 + i];
+        y += (float)sum * (plm_f16(load16(w)) * x->scale[b]);
+    }
+    return y;
+}
+
+static void add_f32(const uint8_t *w, int32_t n, float a, float *y) {
+    for (int32_t c = 0; c < n; c++) y[c] += a * load_f32(w + 4 * c);
+}
+static void add_f16(const uint8_t *w, int32_t n, float a, float *y) {
+    for (int32_t c = 0; c < n; c++) y[c] += a * plm_f16(load16(w + 2 * c));
+}
+static void add_bf16(const uint8_t *w, int32_t n, float a, float *y) {
+    for (int32_t c = 0; c < n; c++) y[c] += a * plm_bf16(load16(w + 2 * c));
+}
+static void add_q8_0(const uint8_t *w, int32_t n, float a, float *y) {
+    for (; n > 0; n -= PLM_BLOCK, w += 34, y += PLM_BLOCK) {
+        float d = a * plm_f16(load16(w));
+        for (int i = 0; i < PLM_BLOCK; i++) y[i] += d * (float)(int8_t)w[2 + i];
+    }
+}
+static void add_q4_0(const uint8_t *w, int32_t n, float a, float *y) {
+    for (; n > 0; n -= PLM_BLOCK, w += 18, y += PLM_BLOCK) {
+        float d = a * plm_f16(load16(w));
+        for (int i = 0; i < 16; i++) {
+            y[i] += d * (float)(low(w[2 + i]) - 8);
+            y[16 + i] += d * (float)(high(w[2 + i]) - 8);
+        }
+    }
+}
+
+/* ---- groups of 32 units ---- */
+
+static inline void units_float(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a,
+                               int32_t units, float *y, int format) {
+    const int64_t size = format == PLM_F32 ? 4 : 2;
+    for (int32_t n = 0; n < units; n++, w += width * size) {
+        if (a[n] == 0.0f) continue; /* a NaN is not 0: it flows on and shows */
+        for (int32_t o = first; o < last; o++) y[o] += a[n] * load_value(w + o * size, format);
+    }
+}
+
+static void units_f32(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
+                      float *y) {
+    units_float(w, width, first, last, a, units, y, PLM_F32);
+}
+static void units_f16(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
+                      float *y) {
+    units_float(w, width, first, last, a, units, y, PLM_F16);
+}
+static void units_bf16(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
+                       float *y) {
+    units_float(w, width, first, last, a, units, y, PLM_BF16);
+}
+
+/* The weight of unit n for output o, without its scale. */
+static inline int32_t unit_weight(const uint8_t *rows, int32_t width, int32_t n, int32_t o, int format) {
+    if (format == PLM_Q8_0) return (int8_t)rows[(int64_t)n * width + o];
+    uint8_t byte = rows[(int64_t)n * (width / 2) + o / 32 * 16 + o % 16];
+    return (o % 32 < 16 ? low(byte) : high(byte)) - 8;
+}
+
+/* Integers inside the group (the scale belongs to the output, not to the unit), one float step an output. */
+static inline void units_int(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, float *y,
+                             int format) {
+    int16_t q[PLM_BLOCK];
+    float scale;
+    int32_t sum, active[PLM_BLOCK], count = 0;
+    plm_scalar.pack(a, PLM_BLOCK, q, &scale, &sum);
+    for (int32_t n = 0; n < PLM_BLOCK; n++)
+        if (a[n] != 0.0f) active[count++] = n;
+    if (!count) return;
+    for (int32_t o = first; o < last; o++) {
+        int32_t total = 0;
+        for (int32_t k = 0; k < count; k++)
+            total += unit_weight(w + 2 * (int64_t)width, width, active[k], o, format) * q[active[k]];
+        y[o] += (float)total * (plm_f16(load16(w + 2 * (int64_t)o)) * scale);
+    }
+}
+
+static void units_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
+                       float *y) {
+    (void)units; /* integer groups are whole */
+    units_int(w, width, first, last, a, y, PLM_Q8_0);
+}
+static void units_q4_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
+                       float *y) {
+    (void)units;
+    units_int(w, width, first, last, a, y, PLM_Q4_0);
+}
+
+/* ---- vectors ---- */
+
+static void pack(const float *x, int32_t cols, int16_t *q, float *scale, int32_t *sum) {
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, x += PLM_BLOCK, q += PLM_BLOCK) {
+        float most = 0.0f, whole = 0.0f;
+        for (int i = 0; i < PLM_BLOCK; i++) {
+            float size = fabsf(x[i]);
+            if (size > most) most = size;
+            whole += x[i] - x[i]; /* NaN where a value is NaN or infinite, else 0 */
+        }
+        /* Below 1e-30 a block counts as zeros: 32767 / most would leave the range of a float. */
+        float inverse = most > 1e-30f && whole == 0.0f ? 32767.0f / most : 0.0f;
+        int32_t total = 0;
+        for (int i = 0; i < PLM_BLOCK; i++) {
+            /* NaN and infinity must not reach the conversion: the scale carries them. */
+            q[i] = inverse > 0.0f ? (int16_t)lrintf(fminf(fmaxf(x[i] * inverse, -32767.0f), 32767.0f)) : 0;
+            total += q[i];
+        }
+        scale[b] = most / 32767.0f + whole;
+        sum[b] = total;
+    }
+}
+
+static float dot(const float *a, const float *b, int32_t n) {
+    float y = 0.0f;
+    for (int32_t i = 0; i < n; i++) y += a[i] * b[i];
+    return y;
+}
+
+static void add(float a, const float *x, int32_t n, float *y) {
+    for (int32_t i = 0; i < n; i++) y[i] += a * x[i];
+}
+
+static void widen(const uint16_t *f16, int32_t n, float *y) {
+    for (int32_t i = 0; i < n; i++) y[i] = plm_f16(f16[i]);
+}
+
+const plm_isa plm_scalar = {
+    .name = "scalar",
+    .tile = {tile_f32, tile_f16, tile_bf16, tile_q8_0, tile_q4_0},
+    .row = {row_f32, row_f16, row_bf16, row_q8_0, row_q4_0},
+    .add_row = {add_f32, add_f16, add_bf16, add_q8_0, add_q4_0},
+    .units = {units_f32, units_f16, units_bf16, units_q8_0, units_q4_0},
+    .pack = pack,
+    .dot = dot,
+    .add = add,
+    .widen = widen,
+};
