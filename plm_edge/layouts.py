@@ -1,0 +1,110 @@
+"""Layouts: which arrangement each tensor has in a file, under which name, with how many bytes.
+
+latent   ours: matrices as tile16x4, ffn_down as group32, kv_b and norms as rows. A rearranged
+         tensor's name ends in its arrangement ("blk.0.ffn_up.weight.tile16x4"), so that no
+         other reader takes it for plain blocks. It declares the ggml type of its numbers and
+         the shape of a plain tensor of as many bytes: (rows, cols) padded to the tile for
+         tile16x4, (d_ffn, d_model) for group32. Data aligned to 64 bytes.
+plm      llama.cpp's: plain rows under plain names, aligned to 32 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from plm_edge.arrangements import padded_shape
+from plm_edge.errors import UnsupportedError
+from plm_edge.formats import format_of
+from plm_edge.spec import ModelSpec
+from plm_edge.tensors import tensor_table
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to lay a model into a GGUF file. Kinds of tensors that are not named are rows."""
+
+    name: str
+    arch: str  # general.architecture
+    alignment: int  # bytes, of each tensor's data
+    arrangements: Mapping[str, str]  # "ffn_up" of "blk.3.ffn_up.weight" -> arrangement
+
+    def arrangement(self, name: str) -> str:
+        """Of the tensor with that canonical name."""
+        return self.arrangements.get(name.split(".")[-2], "rows")
+
+    def file_name(self, name: str) -> str:
+        """The tensor's name in the file."""
+        arrangement = self.arrangement(name)
+        return name if arrangement == "rows" else f"{name}.{arrangement}"
+
+
+_TILED = ("token_embd", "output", "attn_q", "attn_kv_a_mqa", "attn_output", "ffn_up")
+
+LAYOUTS = {
+    "latent": Layout(
+        "latent",
+        "plm-edge-latent",
+        64,
+        {**dict.fromkeys(_TILED, "tile16x4"), "ffn_down": "group32"},
+    ),
+    "plm": Layout("plm", "plm", 32, {}),
+}
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """One tensor as it stands in a file."""
+
+    name: str  # canonical
+    file_name: str
+    arrangement: str
+    format: str
+    rows: int  # of the model, padding not counted; 1 for a vector
+    cols: int
+    nbytes: int
+    file_shape: tuple[int, ...]  # what the file declares, numpy order: nbytes follow from it
+
+
+def layout_of(name: str) -> Layout:
+    """The layout of that name, or UnsupportedError with the names there are."""
+    if name not in LAYOUTS:
+        raise UnsupportedError(f"expected a layout of {', '.join(LAYOUTS)}, found {name!r}")
+    return LAYOUTS[name]
+
+
+def file_tensors(layout: str, spec: ModelSpec, quant: Mapping[str, str]) -> list[FileTensor]:
+    """Every tensor of the file, in its order; `quant` maps canonical names to formats."""
+    chosen = layout_of(layout)
+    if chosen.name == "plm":
+        _check_llama_cpp_can(spec)
+    tensors = []
+    for info in tensor_table(spec).values():
+        name, fmt = info.name, quant[info.name]
+        rows, cols = info.shape if len(info.shape) == 2 else (1, info.shape[0])
+        arrangement = chosen.arrangement(name)
+        padded = padded_shape(arrangement, fmt, rows, cols)
+        nbytes = padded[0] * format_of(fmt).row_bytes(padded[1])
+        shape = padded if len(info.shape) == 2 else info.shape
+        file_name = chosen.file_name(name)
+        tensors.append(FileTensor(name, file_name, arrangement, fmt, rows, cols, nbytes, shape))
+    return tensors
+
+
+def data_bytes(layout: str, tensors: list[FileTensor]) -> int:
+    """Bytes of the file's data section: every tensor padded to the layout's alignment."""
+    step = layout_of(layout).alignment
+    return sum(-(-tensor.nbytes // step) * step for tensor in tensors)
+
+
+def _check_llama_cpp_can(spec: ModelSpec) -> None:
+    if not spec.tied:
+        raise UnsupportedError(
+            "layout plm: expected the embedding as head (llama.cpp's plm always ties them), "
+            "found a head of its own; use --layout latent"
+        )
+    if spec.latent_eps != spec.eps:
+        raise UnsupportedError(
+            f"layout plm: expected one eps (llama.cpp's plm has no second), found {spec.eps:g} and "
+            f"{spec.latent_eps:g} for the latent; use --layout latent"
+        )

@@ -1,0 +1,36 @@
+"""Which format each tensor gets: the same in every layout, since a layout only permutes."""
+
+from __future__ import annotations
+
+from plm_edge.arrangements import GROUP
+from plm_edge.formats import format_of
+from plm_edge.spec import ModelSpec
+from plm_edge.tensors import TensorInfo, tensor_table
+
+FALLBACK = "F16"  # for a matrix that is not whole blocks
+
+
+def choose_formats(spec: ModelSpec, quant: str, head: str | None = None) -> dict[str, str]:
+    """Canonical name -> format. `head` is the format of the tensor that makes the logits.
+
+    Without `head` that tensor is Q8_0 beside Q4_0 and like the others otherwise. Norms stay F32.
+    """
+    if head is None:
+        head = "Q8_0" if quant == "Q4_0" else quant
+    head_name = "token_embd.weight" if spec.tied else "output.weight"
+    return {
+        name: _format(info, head if name == head_name else quant)
+        for name, info in tensor_table(spec).items()
+    }
+
+
+def _format(info: TensorInfo, quant: str) -> str:
+    form = format_of(quant)
+    if not info.quantize:
+        return "F32"
+    rows, cols = info.shape
+    # group32 keeps 32 outputs together, so there the rows are whole blocks too
+    grouped = info.name.endswith("ffn_down.weight") and form.block > 1
+    if not form.fits(cols) or (grouped and rows % GROUP):
+        return FALLBACK
+    return quant
