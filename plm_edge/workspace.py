@@ -1,0 +1,71 @@
+"""What a session needs beside weights and cache: named buffers of exact sizes.
+
+The planner counts these bytes and the session allocates these buffers, so the two agree.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from plm_edge.native import kernels
+from plm_edge.spec import ModelSpec
+
+PREFILL_CHUNK = 256  # tokens that pass the layers together
+HEAD_ROWS = 8  # tokens whose logits are computed together
+_BYTES = {"f4": 4, "i4": 4, "i2": 2, "u1": 1}
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """One array of the workspace; dtype as numpy writes it (f4, i4, i2, u1)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "f4"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes, rounded up to whole cache lines of 64."""
+        return -(-math.prod(self.shape) * _BYTES[self.dtype] // 64) * 64
+
+
+def _activations(name: str, tokens: int, width: int) -> list[Buffer]:
+    """Floats, and beside them the 16-bit integers that meet integer weights (plm.h, plm_vectors)."""
+    rows = [Buffer(name, (tokens, width))]
+    if width % kernels.BLOCK == 0:
+        rows += [
+            Buffer(f"{name}.q", (tokens, width), "i2"),
+            Buffer(f"{name}.scale", (tokens, width // kernels.BLOCK)),
+            Buffer(f"{name}.sum", (tokens, width // kernels.BLOCK), "i4"),
+        ]
+    return rows
+
+
+def workspace(spec: ModelSpec, n_ctx: int, chunk: int, threads: int) -> list[Buffer]:
+    """Every buffer of a session of `n_ctx` tokens that takes `chunk` tokens at a time."""
+    partial = kernels.partial_floats(spec.heads, spec.rank)
+    scratch = kernels.attention_scratch(
+        spec.heads, spec.nope, spec.rope, spec.v_head, spec.rank, chunk
+    )
+    return [
+        Buffer("ids", (chunk,), "i4"),
+        Buffer("turns", (n_ctx, spec.rope)),
+        Buffer("x", (chunk, spec.d_model)),
+        *_activations("h", chunk, spec.d_model),
+        Buffer("q", (chunk, spec.heads * (spec.nope + spec.rope))),
+        Buffer("kv_a", (chunk, spec.rank + spec.rope)),
+        Buffer("q_latent", (chunk, spec.heads, spec.rank)),
+        Buffer("partial", (max(chunk, kernels.SLICES), partial)),
+        *_activations("heads", chunk, spec.heads * spec.v_head),
+        *_activations("units", chunk, spec.d_ffn),
+        Buffer("fired", (kernels.SLICES, spec.d_model)),
+        *_activations("last", HEAD_ROWS, spec.d_model),
+        Buffer("logits", (HEAD_ROWS, spec.vocab)),
+        Buffer("scratch", (threads, scratch), "u1"),
+    ]
+
+
+def workspace_bytes(spec: ModelSpec, n_ctx: int, chunk: int, threads: int) -> int:
+    """Bytes of the whole workspace."""
+    return sum(buffer.nbytes for buffer in workspace(spec, n_ctx, chunk, threads))
