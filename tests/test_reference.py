@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from metrics import close, relative_error
+from mistakes import MISTAKES
 from numpy.typing import NDArray
 
 from plm_edge.errors import FileFormatError, UsageError
-from plm_edge.kinds import mla, relu2
 from plm_edge.reference import Reference
 from plm_edge.spec import ModelSpec
 from plm_edge.tensors import tensor_table
@@ -145,28 +144,6 @@ def test_absorbed_equals_expanded_and_would_notice(weights: Weights) -> None:
     close(Reference(SPEC, weights).logits(IDS, absorbed=True), want, EXACT)
     with pytest.raises(AssertionError, match="relative error"):
         close(Reference(SPEC, bend_w_uk(weights)).logits(IDS, absorbed=True), want, EXACT)
-
-
-def half_split(x: NDArray[Any], theta: float) -> NDArray[Any]:
-    """RoPE as Llama's Hugging Face code does it: pair i holds values i and i + rope / 2."""
-    half = x.shape[1] // 2
-    order = np.arange(2 * half).reshape(2, half).T.ravel()
-    return mla_rope(x[:, order], theta)[:, np.argsort(order)]
-
-
-mla_rope = mla.rope_interleaved
-MISTAKES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "no norm on the latent": (mla, "rms_norm", lambda x, weight, eps: x),
-    "scale of the nope width": (mla, "softmax_scale", lambda spec: spec.nope**-0.5),
-    "half-split rope": (mla, "rope_interleaved", half_split),
-    "rope not turned": (mla, "rope_interleaved", lambda x, theta: x),
-    "relu without its square": (
-        relu2,
-        "units",
-        lambda x, w: np.maximum(x @ w["ffn_up"].T, 0.0),
-    ),
-    "all tokens seen": (mla, "causal_softmax", lambda s: np.exp(s) / np.exp(s).sum(1)[:, None]),
-}
 
 
 @pytest.mark.parametrize("absorbed", [False, True])
