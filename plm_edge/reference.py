@@ -28,27 +28,24 @@ Float64 = NDArray[np.float64]
 _HEAD_ROWS = 8192  # rows of the head widened to float64 at a time: 134 MB at d_model 2048
 
 
-class Checkpoint(Protocol):
-    """What an open checkpoint offers; nothing here knows its file format."""
+class Weights(Protocol):
+    """The part of an open checkpoint that is needed here: whole tensors by canonical name."""
 
     @property
     def spec(self) -> ModelSpec: ...
+
     def read(self, name: str) -> NDArray[np.float32]: ...
-    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]: ...
 
 
-class _Weights(Mapping[str, Array]):
+class _ReadOnDemand(Mapping[str, Array]):
     """A checkpoint's tensors by canonical name, each read when asked for and not kept."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Weights) -> None:
         self._checkpoint = checkpoint
         self._table = tensor_table(checkpoint.spec)
 
     def __getitem__(self, name: str) -> Array:
-        shape = self._table[name].shape
-        if len(shape) == 1:
-            return self._checkpoint.read(name)
-        return self._checkpoint.read_rows(name, 0, shape[0])
+        return self._checkpoint.read(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._table)
@@ -66,13 +63,14 @@ class Reference:
         self._weights = weights
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> Reference:
+    def from_checkpoint(cls, checkpoint: Weights) -> Reference:
         """The weights stay in the checkpoint: at most one layer or the head is in memory."""
-        return cls(checkpoint.spec, _Weights(checkpoint))
+        return cls(checkpoint.spec, _ReadOnDemand(checkpoint))
 
     def logits(self, ids: Sequence[int], absorbed: bool = False) -> Float64:
         """Ids (T) -> (T, vocab): row t holds the logits of the token after ids[t]."""
-        *_, (x, _) = self._layers(ids, absorbed)
+        for x, _ in self._layers(ids, absorbed):  # one layer at a time; the last x is wanted
+            pass
         x = rms_norm(x, self._weight("output_norm.weight"), self.spec.eps)
         head = self._weight("token_embd.weight" if self.spec.tied else "output.weight")
         blocks = [x @ head[row : row + _HEAD_ROWS].T for row in range(0, len(head), _HEAD_ROWS)]

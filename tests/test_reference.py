@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from metrics import close, relative_error
 from mistakes import MISTAKES
 from numpy.typing import NDArray
+from tiny import TINY_SHAPES, tiny_weights, write_tiny_checkpoint
 
+from plm_edge.checkpoint import open_checkpoint
 from plm_edge.errors import FileFormatError, UsageError
 from plm_edge.reference import Reference
 from plm_edge.spec import ModelSpec
@@ -195,28 +198,15 @@ def test_a_nan_shows(weights: Weights) -> None:
     assert np.isnan(Reference(SPEC, bent).logits(IDS)).any()
 
 
-class InMemory:
-    """The part of a checkpoint that the reference reads, over float32 arrays."""
-
-    def __init__(self, spec: ModelSpec, weights: Weights) -> None:
-        self.spec = spec
-        self.weights = {name: w.astype(np.float32) for name, w in weights.items()}
-
-    def read(self, name: str) -> NDArray[np.float32]:
-        assert self.weights[name].ndim == 1
-        return self.weights[name]
-
-    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        assert self.weights[name].ndim == 2
-        return self.weights[name][start:stop]
-
-
-def test_checkpoint_weights_are_computed_with_in_float64(weights: Weights) -> None:
-    checkpoint = InMemory(SPEC, weights)
-    got = Reference.from_checkpoint(checkpoint).logits(IDS)
-    wide = {name: w.astype(np.float64) for name, w in checkpoint.weights.items()}
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_a_checkpoint_is_computed_with_in_float64(tmp_path: Path, dtype: str) -> None:
+    spec = TINY_SHAPES["untied"]
+    with open_checkpoint(write_tiny_checkpoint(tmp_path, spec, seed=3, dtype=dtype)) as checkpoint:
+        got = Reference.from_checkpoint(checkpoint).logits(IDS)
+    by_hf_name = tiny_weights(spec, seed=3, dtype=dtype)
+    weights = {name: by_hf_name[info.hf_name] for name, info in tensor_table(spec).items()}
     assert got.dtype == np.float64
-    close(got, loops(SPEC, wide, IDS), EXACT)  # 1e-7 if anything were float32
+    close(got, loops(spec, weights, IDS), EXACT)  # 1e-7 if anything were float32
 
 
 def test_bad_ids_and_shapes_are_named(weights: Weights) -> None:
