@@ -69,9 +69,9 @@ class Reference:
 
     def logits(self, ids: Sequence[int], absorbed: bool = False) -> Float64:
         """Ids (T) -> (T, vocab): row t holds the logits of the token after ids[t]."""
-        for x, _ in self._layers(ids, absorbed):  # one layer at a time; the last x is wanted
-            pass
-        x = rms_norm(x, self._weight("output_norm.weight"), self.spec.eps)
+        for x, _ in self._layers(ids, absorbed):
+            last = x
+        x = rms_norm(last, self._weight("output_norm.weight"), self.spec.eps)
         head = self._weight("token_embd.weight" if self.spec.tied else "output.weight")
         blocks = [x @ head[row : row + _HEAD_ROWS].T for row in range(0, len(head), _HEAD_ROWS)]
         return np.concatenate(blocks, axis=-1)
