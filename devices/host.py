@@ -1,32 +1,19 @@
-"""This machine as it is now: free memory under all limits, cores, instruction set.
+"""This machine as it is now: free memory under all limits, cores, kernel set.
 
-Everything is read from /proc and /sys below `root`, so that a recorded machine can be examined too.
+Memory and cores are read from /proc and /sys below `root`, so that a recorded machine can be
+examined too.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import resource
 import sys
 from pathlib import Path
 
 from plm_edge.devices.profile import DeviceProfile
 from plm_edge.errors import UnsupportedError
-
-# CPU flags of /proc/cpuinfo that a kernel set needs, the best set first.
-_ISA_FLAGS: dict[str, tuple[tuple[str, frozenset[str]], ...]] = {
-    "x86_64": (
-        ("avx512vnni", frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni"})),
-        ("avxvnni", frozenset({"avx2", "fma", "f16c", "avx_vnni"})),
-        ("avx2", frozenset({"avx2", "fma", "f16c"})),
-    ),
-    "aarch64": (
-        ("neon-i8mm", frozenset({"asimd", "asimddp", "i8mm"})),
-        ("neon-dotprod", frozenset({"asimd", "asimddp"})),
-        ("neon", frozenset({"asimd"})),
-    ),
-}
+from plm_edge.native.kernels import find_isa
 
 
 def detect(root: Path = Path("/")) -> DeviceProfile:
@@ -44,10 +31,10 @@ def detect(root: Path = Path("/")) -> DeviceProfile:
     cpus = _allowed_cpus()
     sources["cores"] = "CPUs this process may run on"
     sources["performance_cores"] = "one a physical core, without the small cores (/sys/.../cpu)"
-    sources["isa"] = "flags of /proc/cpuinfo"
+    sources["isa"] = "the best kernel set of this build that this CPU runs"
     return DeviceProfile(
         name="host",
-        isa=_isa(root),
+        isa=find_isa()[0],
         ram_bytes=ram,
         usable_bytes=max(0, min(available, ram)),
         cores=len(cpus),
@@ -143,23 +130,6 @@ def _performance_cores(root: Path, cpus: list[int]) -> int:
         capacity[siblings.strip()] = int(_text(folder / "cpu_capacity") or 1024)
     largest = max(capacity.values())
     return sum(2 * value >= largest for value in capacity.values())
-
-
-def _isa(root: Path) -> str:
-    machine = platform.machine()
-    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine.lower(), machine)
-    if sys.platform == "darwin" and machine == "aarch64":
-        return "neon-dotprod"  # every Apple chip since the A11 has it
-    flags: set[str] = set()
-    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            flags = set(value.split())
-            break
-    for isa, needed in _ISA_FLAGS.get(machine, ()):
-        if needed <= flags:
-            return isa
-    return "scalar"
 
 
 def _text(path: Path) -> str | None:

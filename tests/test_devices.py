@@ -11,6 +11,7 @@ import pytest
 from plm_edge import devices
 from plm_edge.devices.profile import read_profile
 from plm_edge.errors import FileFormatError, OutputError, UsageError
+from plm_edge.native.kernels import isa_table
 
 GOOD = """
 name = "Board"
@@ -96,14 +97,11 @@ def test_a_missing_file_is_said_plainly(tmp_path):
 MIB = 1 << 20
 
 
-def recorded(
-    root: Path, flags: str = "", groups: str = "", files: dict[str, str] | None = None
-) -> Path:
+def recorded(root: Path, groups: str = "", files: dict[str, str] | None = None) -> Path:
     """A machine of 1,000 MiB, 800 available, whose /proc and /sys hold these texts."""
     first = min(os.sched_getaffinity(0))
     texts = {
         "proc/meminfo": "MemTotal:  1024000 kB\nMemFree: 300 kB\nMemAvailable: 819200 kB\n",
-        "proc/cpuinfo": f"processor : 0\nflags : {flags}\nFeatures : {flags}\n",
         "proc/self/cgroup": groups,
         f"sys/devices/system/cpu/cpu{first}/topology/thread_siblings_list": f"{first}\n",
         **(files or {}),
@@ -119,7 +117,6 @@ def test_detect_without_limits(tmp_path):
     profile = devices.detect(recorded(tmp_path))
     assert (profile.ram_bytes, profile.usable_bytes) == (1000 * MIB, 800 * MIB)
     assert profile.cores == len(os.sched_getaffinity(0))
-    assert profile.isa == "scalar"
     assert profile.read_bytes_per_s is None
 
 
@@ -155,23 +152,9 @@ def test_a_limit_wider_than_the_machine_changes_nothing(tmp_path):
     assert profile.usable_bytes == 800 * MIB
 
 
-@pytest.mark.parametrize(
-    ("machine", "flags", "isa"),
-    [
-        ("x86_64", "sse2", "scalar"),
-        ("x86_64", "avx2 fma", "scalar"),  # without f16c
-        ("x86_64", "avx2 fma f16c", "avx2"),
-        ("x86_64", "avx2 fma f16c avx_vnni", "avxvnni"),
-        ("x86_64", "avx2 fma f16c avx512f avx512bw avx512vl avx512_vnni", "avx512vnni"),
-        ("aarch64", "fp asimd evtstrm crc32 cpuid", "neon"),  # a Raspberry Pi 4
-        ("aarch64", "fp asimd asimddp", "neon-dotprod"),
-        ("aarch64", "fp asimd asimddp i8mm", "neon-i8mm"),
-        ("riscv64", "asimd avx2", "scalar"),
-    ],
-)
-def test_isa_needs_all_its_flags(tmp_path, monkeypatch, machine, flags, isa):
-    monkeypatch.setattr("platform.machine", lambda: machine)
-    assert devices.detect(recorded(tmp_path, flags=flags)).isa == isa
+def test_the_kernel_set_is_one_that_profiles_know():
+    assert set(isa_table()) <= set(devices.ISAS)
+    assert devices.detect().isa == list(isa_table())[-1]
 
 
 def test_small_cores_and_second_threads_are_not_performance_cores(tmp_path, monkeypatch):

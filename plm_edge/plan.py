@@ -1,0 +1,306 @@
+"""Plan: what a model becomes on a device, and whether it fits. Nothing is allocated here.
+
+Two times of planning. `make_plan` runs at export and fixes layout and formats for good. Context,
+cache, threads and kernel set are planned again by `replan_for_load`, for the machine that is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, cast
+
+from plm_edge.cache_layout import VALUE_BYTES, CacheLayout
+from plm_edge.devices import ISAS, DeviceProfile
+from plm_edge.errors import DoesNotFit, FileFormatError, UsageError
+from plm_edge.formats import format_of
+from plm_edge.layouts import data_bytes, file_tensors
+from plm_edge.quant_plan import choose_formats
+from plm_edge.spec import ModelSpec
+from plm_edge.workspace import PREFILL_CHUNK, workspace_bytes
+
+# Tried in this order when the user names none: the first that leaves room for the whole context.
+QUANTS = ("Q8_0", "Q4_0")
+SHORTEST_CONTEXT = 256  # tokens; a context nobody asked for is not made shorter than this
+_CONTEXT_STEP = 64  # contexts that are shortened to fit are multiples of this
+
+# Memory of the process beside weights, cache and scratch, measured on x86-64 with Python 3.11:
+# numpy, jinja2 and typer imported; the tokenizer, for each of 151,646 tokens.
+_INTERPRETER_BYTES = 64 << 20
+_TOKEN_BYTES = 600
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes a running session takes. Weights, cache and scratch are exact, runtime is measured."""
+
+    weights: int  # the data section of the file, mapped
+    cache: int  # rows of all layers for the whole context
+    scratch: int  # the session's buffers, plm_edge/workspace.py
+    runtime: int  # interpreter, imports, tokenizer
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.scratch + self.runtime
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {_mib(value)}" for name, value in asdict(self).items())
+        return f"{_mib(self.total)} ({parts})"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One model on one device. Layout, quant and formats are the file's, the rest the session's."""
+
+    target: str  # name of the device profile
+    layout: str
+    quant: str
+    formats: Mapping[str, str]  # canonical tensor name -> format
+    n_ctx: int  # tokens
+    cache_type: str
+    threads: int
+    isa: str
+    backend: str
+    prefill_chunk: int  # tokens
+    budget: Budget
+    reasons: tuple[str, ...] = field(default=(), compare=False)  # of this run; not in to_dict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` is the inverse, but for the reasons."""
+        plain = {**asdict(self), "formats": dict(self.formats)}
+        del plain["reasons"]
+        return plain
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> Plan:
+        """Raises FileFormatError naming the key that is missing, unknown or wrong."""
+        kinds: dict[str, type] = {
+            **dict.fromkeys(("target", "layout", "quant", "cache_type", "isa", "backend"), str),
+            **dict.fromkeys(("n_ctx", "threads", "prefill_chunk"), int),
+            **dict.fromkeys(("formats", "budget"), dict),
+        }
+        _check_kinds("plan", d, kinds)
+        budget = d["budget"]
+        _check_kinds("plan.budget", budget, dict.fromkeys(Budget.__annotations__, int))
+        _check_kinds("plan.formats", d["formats"], dict.fromkeys(d["formats"], str))
+        return cls(**{**d, "budget": Budget(**budget)})
+
+    def explain(self) -> list[str]:
+        """What was chosen and why, a line each."""
+        rows = [
+            f"target    {self.target}",
+            f"memory    {self.budget}",
+            f"quant     {self.quant}, layout {self.layout}",
+            f"context   {self.n_ctx:,} tokens, cache {self.cache_type}",
+            f"threads   {self.threads}, kernels {self.isa}, backend {self.backend}",
+        ]
+        return [*rows, *(f"because   {reason}" for reason in self.reasons)]
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the user asks for when a bundle is loaded; None leaves the choice to the plan."""
+
+    n_ctx: int | None = None
+    cache_type: str | None = None
+    threads: int | None = None
+    isa: str | None = None
+
+
+def cache_layout(spec: ModelSpec, cache_type: str) -> CacheLayout:
+    """The rows a session of this model keeps; refuses an unknown cache type."""
+    if cache_type not in VALUE_BYTES:
+        raise UsageError(f"cache type {cache_type!r}, expected one of {', '.join(VALUE_BYTES)}")
+    return CacheLayout(spec.rank, spec.rope, cast(Literal["f16", "f32"], cache_type))
+
+
+def make_plan(
+    spec: ModelSpec,
+    profile: DeviceProfile,
+    quant: str | None = None,
+    layout: str = "latent",
+    n_ctx: int | None = None,
+    cache_type: str = "f16",
+    threads: int | None = None,
+    isa: str | None = None,
+) -> Plan:
+    """Choose what is not given so that the model fits; DoesNotFit says what would."""
+    asked = Overrides(n_ctx, cache_type, threads, isa)
+    quants = QUANTS if quant is None else (format_of(quant).name,)
+    plans = [_plan(spec, profile, choice, layout, asked) for choice in quants]
+    for plan in plans:  # the best numbers that leave room for the whole context
+        if plan.budget.total <= profile.usable_bytes:
+            why = "as asked" if quant else f"the first of {', '.join(QUANTS)} that fits"
+            return _with_reasons(plan, spec, profile, f"{plan.quant}: {why}")
+    if n_ctx is None:  # then the smallest numbers with the context that is left
+        fitting = _largest_context(spec, profile, plans[-1])
+        if fitting >= min(SHORTEST_CONTEXT, spec.n_ctx_train):
+            plan = _resized(spec, plans[-1], fitting)
+            return _with_reasons(plan, spec, profile, f"{plan.quant}: the smallest there is")
+    raise _does_not_fit(spec, profile, plans[0], asked_quant=quant)
+
+
+def replan_for_load(
+    spec: ModelSpec, plan: Plan, profile: DeviceProfile, overrides: Overrides | None = None
+) -> tuple[Plan, list[str]]:
+    """The plan of an exported model for the machine that is there, and each difference in a line.
+
+    Layout and formats stay. A context the user did not ask for is shortened to what fits here.
+    """
+    asked = overrides or Overrides()
+    merged = Overrides(
+        n_ctx=plan.n_ctx if asked.n_ctx is None else asked.n_ctx,
+        cache_type=plan.cache_type if asked.cache_type is None else asked.cache_type,
+        threads=asked.threads,
+        isa=asked.isa,
+    )
+    here = _fit(spec, profile, plan.layout, plan.quant, plan.formats, plan.budget.weights, merged)
+    if here.budget.total > profile.usable_bytes:
+        fitting = _largest_context(spec, profile, here)
+        if asked.n_ctx is not None or fitting < min(SHORTEST_CONTEXT, here.n_ctx):
+            raise _does_not_fit(spec, profile, here, asked_quant=plan.quant)
+        here = _resized(spec, here, fitting)
+    differences = [
+        f"{word} {getattr(here, key)} here, {getattr(plan, key)} planned for {plan.target}"
+        for key, word in (
+            ("n_ctx", "context"),
+            ("cache_type", "cache"),
+            ("threads", "threads"),
+            ("isa", "kernels"),
+        )
+        if getattr(here, key) != getattr(plan, key)
+    ]
+    return here, differences
+
+
+def plan_of_file(
+    spec: ModelSpec, profile: DeviceProfile, layout: str, formats: Mapping[str, str], weights: int
+) -> Plan:
+    """The plan of a file that has none of its own: its formats and bytes, and the defaults."""
+    return _fit(spec, profile, layout, "as stored", formats, weights, Overrides())
+
+
+def _plan(
+    spec: ModelSpec, profile: DeviceProfile, quant: str, layout: str, asked: Overrides
+) -> Plan:
+    formats = choose_formats(spec, quant)
+    weights = data_bytes(layout, file_tensors(layout, spec, formats))
+    return _fit(spec, profile, layout, quant, formats, weights, asked)
+
+
+def _fit(
+    spec: ModelSpec,
+    profile: DeviceProfile,
+    layout: str,
+    quant: str,
+    formats: Mapping[str, str],
+    weights: int,
+    asked: Overrides,
+) -> Plan:
+    """The plan as asked, the trained context if none is; it may be larger than the device."""
+    n_ctx = asked.n_ctx if asked.n_ctx is not None else spec.n_ctx_train
+    if not 1 <= n_ctx <= spec.n_ctx_train:
+        raise UsageError(f"context of {n_ctx} tokens, expected 1..{spec.n_ctx_train} (as trained)")
+    threads = asked.threads if asked.threads is not None else profile.performance_cores
+    if threads < 1:
+        raise UsageError(f"{threads} threads, expected 1 or more")
+    if asked.isa is not None and asked.isa not in ISAS:
+        raise UsageError(f"unknown kernel set {asked.isa!r}, expected one of {', '.join(ISAS)}")
+    plan = Plan(
+        target=profile.name,
+        layout=layout,
+        quant=quant,
+        formats=formats,
+        n_ctx=n_ctx,
+        cache_type="f16" if asked.cache_type is None else asked.cache_type,
+        threads=threads,
+        isa=asked.isa or profile.isa,
+        backend="native",
+        prefill_chunk=PREFILL_CHUNK,
+        budget=Budget(weights, 0, 0, _INTERPRETER_BYTES + _TOKEN_BYTES * spec.vocab),
+    )
+    return _resized(spec, plan, n_ctx)
+
+
+def _resized(spec: ModelSpec, plan: Plan, n_ctx: int) -> Plan:
+    """The same plan with another context, and what that takes."""
+    cache = cache_layout(spec, plan.cache_type).bytes(n_ctx, spec.layers)
+    chunk = min(PREFILL_CHUNK, n_ctx)
+    scratch = workspace_bytes(spec, n_ctx, chunk, plan.threads)
+    budget = replace(plan.budget, cache=cache, scratch=scratch)
+    return replace(plan, n_ctx=n_ctx, prefill_chunk=chunk, budget=budget)
+
+
+def _largest_context(spec: ModelSpec, profile: DeviceProfile, plan: Plan) -> int:
+    """Most tokens up to the plan's context that fit, in steps; 0 if not even the shortest."""
+
+    def fits(n_ctx: int) -> bool:
+        return _resized(spec, plan, n_ctx).budget.total <= profile.usable_bytes
+
+    if fits(plan.n_ctx):
+        return plan.n_ctx
+    return _CONTEXT_STEP * _last_true(
+        lambda n: fits(n * _CONTEXT_STEP), plan.n_ctx // _CONTEXT_STEP
+    )
+
+
+def _last_true(holds: Callable[[int], bool], end: int) -> int:
+    """Largest n in 1..end for which `holds`, 0 if none; it holds up to some n and not beyond."""
+    low, high = 0, end
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low
+
+
+def _with_reasons(plan: Plan, spec: ModelSpec, profile: DeviceProfile, why_quant: str) -> Plan:
+    usable = f"{_mib(profile.usable_bytes)} usable: {profile.sources.get('usable_bytes', 'given')}"
+    trained = f"trained for {spec.n_ctx_train:,} tokens"
+    fallbacks = sum(
+        fmt == "F16" and plan.quant not in ("F16", "F32") for fmt in plan.formats.values()
+    )
+    reasons = [usable, why_quant, f"context {plan.n_ctx:,}: {trained}"]
+    if fallbacks:
+        reasons.append(f"{fallbacks} tensors F16: their rows are not whole blocks of {plan.quant}")
+    return replace(plan, reasons=tuple(reasons))
+
+
+def _does_not_fit(
+    spec: ModelSpec, profile: DeviceProfile, plan: Plan, asked_quant: str | None
+) -> DoesNotFit:
+    """Need, have, and what would fit."""
+    cures = []
+    context = _largest_context(spec, profile, plan)
+    if context:
+        cures.append(f"-c {context}")
+    smallest = QUANTS[-1]
+    asked = Overrides(plan.n_ctx, plan.cache_type, plan.threads, plan.isa)
+    smaller = _plan(spec, profile, smallest, plan.layout, asked)
+    if smaller.budget.weights < plan.budget.weights:
+        if smaller.budget.total <= profile.usable_bytes:
+            cures.append(f"--quant {smallest}")
+        elif not context and (context := _largest_context(spec, profile, smaller)):
+            cures.append(f"--quant {smallest} -c {context}")
+    cure = (
+        f"try {' or '.join(cures)}" if cures else "no context and no quantization is small enough"
+    )
+    return DoesNotFit(
+        f"{plan.quant} with a context of {plan.n_ctx} needs {plan.budget}; {profile.name} leaves "
+        f"{_mib(profile.usable_bytes)}: {cure}"
+    )
+
+
+def _check_kinds(where: str, d: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    for key in sorted(set(d) ^ set(kinds)):
+        state = "missing from" if key in kinds else "unknown in"
+        raise FileFormatError(f"{key!r} is {state} {where} of the manifest; export the model again")
+    for key, kind in kinds.items():
+        if type(d[key]) is not kind:
+            raise FileFormatError(
+                f"{where}.{key} of the manifest is {d[key]!r}, expected {kind.__name__}"
+            )
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:,.0f} MiB"

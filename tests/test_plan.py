@@ -1,0 +1,220 @@
+"""Plans: exact budgets, what is chosen on which device, what is said when nothing fits."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from plm_edge import devices
+from plm_edge.cache_layout import CacheLayout
+from plm_edge.errors import DoesNotFit, FileFormatError, UnsupportedError, UsageError
+from plm_edge.layouts import data_bytes, file_tensors
+from plm_edge.plan import Budget, Overrides, Plan, make_plan, replan_for_load
+from plm_edge.quant_plan import choose_formats
+from plm_edge.spec import ModelSpec
+from plm_edge.workspace import workspace
+
+PLM = ModelSpec(
+    layers=32,
+    d_model=2048,
+    heads=16,
+    d_ffn=8192,
+    nope=128,
+    rope=64,
+    v_head=128,
+    rank=512,
+    vocab=151936,
+    n_ctx_train=4096,
+    rope_theta=1e5,
+    eps=1e-6,
+    latent_eps=1e-6,
+    tied=True,
+)
+MIB = 1 << 20
+BOARD = devices.load("rpi")
+SMALL = devices.load("rpi4-2gb")
+
+
+def board(usable_mib: float) -> devices.DeviceProfile:
+    return replace(BOARD, name="Board", usable_bytes=int(usable_mib * MIB))
+
+
+def test_the_budget_is_what_file_cache_and_session_take():
+    plan = make_plan(PLM, SMALL, quant="Q4_0", n_ctx=4096)
+    formats = choose_formats(PLM, "Q4_0")
+    assert plan.budget.weights == data_bytes("latent", file_tensors("latent", PLM, formats))
+    assert plan.budget.cache == 4096 * 32 * 576 * 2 == 144 * MIB
+    assert plan.budget.cache == CacheLayout(512, 64, "f16").bytes(4096, 32)
+    buffers = workspace(PLM, 4096, plan.prefill_chunk, plan.threads)
+    assert plan.budget.scratch == sum(buffer.nbytes for buffer in buffers)
+
+
+def test_plm_at_4_bits_and_4096_tokens_fits_a_board_of_2_gb():
+    plan = make_plan(PLM, SMALL, quant="Q4_0")
+    assert plan.n_ctx == 4096
+    assert plan.budget.total < SMALL.usable_bytes < 2 << 30
+    expanded = 4096 * 32 * 5120 * 2  # what other runtimes cache: that does not fit
+    assert plan.budget.total - plan.budget.cache + expanded > SMALL.usable_bytes
+
+
+def test_weights_of_plm_are_the_known_number_of_values():
+    plan = make_plan(PLM, devices.load("rpi4"), quant="Q8_0")
+    assert plan.budget.weights == (1_825_458_176 - 149_504) // 32 * 34 + 149_504 * 4
+    assert 149_504 == 2048 + 32 * (2 * 2048 + 512)  # norms
+
+
+@pytest.mark.parametrize(("usable", "quant"), [(3400, "Q8_0"), (2300, "Q8_0"), (2100, "Q4_0")])
+def test_the_best_numbers_that_fit_are_chosen(usable, quant):
+    plan = make_plan(PLM, board(usable))
+    assert (plan.quant, plan.n_ctx) == (quant, 4096)
+    assert plan.budget.total <= usable * MIB
+
+
+def test_the_context_shrinks_last_and_no_further_than_needed():
+    plan = make_plan(PLM, board(1400))
+    assert plan.quant == "Q4_0"
+    assert 256 <= plan.n_ctx < 4096
+    assert plan.budget.total <= 1400 * MIB
+    with pytest.raises(DoesNotFit):
+        make_plan(PLM, board(1400), quant="Q4_0", n_ctx=plan.n_ctx + 64)
+
+
+def test_wide_floats_are_taken_only_when_asked_for():
+    wide = board(1 << 20)
+    assert make_plan(PLM, wide).quant == "Q8_0"
+    assert make_plan(PLM, wide, quant="F16").formats["blk.0.ffn_up.weight"] == "F16"
+
+
+def test_what_is_asked_for_is_done():
+    plan = make_plan(PLM, BOARD, "Q4_0", "plm", 512, "f32", 3, "scalar")
+    got = (plan.quant, plan.layout, plan.n_ctx, plan.cache_type, plan.threads, plan.isa)
+    assert got == ("Q4_0", "plm", 512, "f32", 3, "scalar")
+    assert plan.budget.cache == 512 * 32 * 576 * 4
+    assert make_plan(PLM, BOARD).threads == BOARD.performance_cores
+
+
+def test_does_not_fit_says_need_have_and_what_would_fit():
+    with pytest.raises(DoesNotFit) as error:
+        make_plan(PLM, board(2100), quant="Q8_0", n_ctx=4096)
+    said = str(error.value)
+    assert "Q8_0 with a context of 4096 needs 2,194 MiB (weights 1,850 MiB, cache 144 MiB" in said
+    assert "Board leaves 2,100 MiB: try -c " in said
+    assert said.endswith(" or --quant Q4_0")
+    context = int(said.split("-c ")[1].split()[0])
+    assert make_plan(PLM, board(2100), quant="Q8_0", n_ctx=context).n_ctx == context
+    with pytest.raises(DoesNotFit):
+        make_plan(PLM, board(2100), quant="Q8_0", n_ctx=context + 64)
+    make_plan(PLM, board(2100), quant="Q4_0", n_ctx=4096)
+
+
+def test_does_not_fit_offers_both_changes_when_one_is_not_enough():
+    with pytest.raises(DoesNotFit, match=r"try --quant Q4_0 -c \d+$"):
+        make_plan(PLM, board(1400), quant="Q8_0", n_ctx=4096)
+    with pytest.raises(DoesNotFit, match="no context and no quantization is small enough"):
+        make_plan(PLM, board(900))
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        ({"n_ctx": 0}, UsageError, "context of 0 tokens, expected 1..4096"),
+        ({"n_ctx": 10**9}, UsageError, "expected 1..4096"),
+        ({"threads": 0}, UsageError, "0 threads, expected 1 or more"),
+        ({"isa": "mmx"}, UsageError, "unknown kernel set 'mmx', expected one of scalar"),
+        ({"cache_type": "q3"}, UsageError, "cache type 'q3', expected one of f16"),
+        ({"quant": "Q9"}, UnsupportedError, "found 'Q9'"),
+        ({"layout": "flat"}, UnsupportedError, "found 'flat'"),
+    ],
+)
+def test_what_cannot_be_is_refused(asked, error, said):
+    with pytest.raises(error) as caught:
+        make_plan(PLM, BOARD, **asked)
+    assert said in str(caught.value)
+
+
+def test_a_matrix_that_is_not_whole_blocks_is_f16_and_the_plan_says_so():
+    odd = replace(PLM, layers=1, d_ffn=8200, vocab=1024)
+    plan = make_plan(odd, BOARD, quant="Q4_0")
+    assert plan.formats["blk.0.ffn_down.weight"] == "F16"
+    assert plan.formats["blk.0.ffn_up.weight"] == "Q4_0"
+    assert any("1 tensors F16" in line for line in plan.explain())
+    assert not any("F16" in line for line in make_plan(PLM, BOARD, quant="Q4_0").explain())
+
+
+def test_a_plan_survives_json():
+    plan = make_plan(PLM, BOARD)
+    again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again == plan
+    assert again != replace(plan, threads=plan.threads + 1)
+
+
+@pytest.mark.parametrize(
+    ("bend", "said"),
+    [
+        (lambda d: d.pop("threads"), "'threads' is missing from plan of the manifest"),
+        (lambda d: d.update(colour=1), "'colour' is unknown in plan of the manifest"),
+        (lambda d: d.update(n_ctx="4096"), "plan.n_ctx of the manifest is '4096', expected int"),
+        (lambda d: d["budget"].pop("cache"), "'cache' is missing from plan.budget"),
+        (lambda d: d["formats"].update(x=1), "plan.formats.x of the manifest is 1, expected str"),
+    ],
+)
+def test_a_bent_plan_is_refused_by_name(bend, said):
+    plain = json.loads(json.dumps(make_plan(PLM, BOARD).to_dict()))
+    bend(plain)
+    with pytest.raises(FileFormatError) as error:
+        Plan.from_dict(plain)
+    assert said in str(error.value)
+
+
+def test_explain_shows_the_budget_and_its_reasons():
+    text = "\n".join(make_plan(PLM, SMALL).explain())
+    for part in (
+        "1,718 MiB usable",
+        "weights 1,128 MiB",
+        "Q4_0: the first of Q8_0, Q4_0 that fits",
+    ):
+        assert part in text
+
+
+def test_the_loading_machine_decides_threads_and_kernels_and_says_so():
+    plan = make_plan(PLM, BOARD, quant="Q4_0")
+    here, said = replan_for_load(PLM, plan, replace(BOARD, performance_cores=2, isa="avx2"))
+    assert (here.threads, here.isa, here.n_ctx) == (2, "avx2", 4096)
+    assert said == [
+        "threads 2 here, 4 planned for Raspberry Pi 5, 4 GB",
+        "kernels avx2 here, neon-dotprod planned for Raspberry Pi 5, 4 GB",
+    ]
+    assert (here.layout, here.quant, here.formats) == (plan.layout, plan.quant, plan.formats)
+    assert here.budget.weights == plan.budget.weights
+    assert replan_for_load(PLM, plan, BOARD)[1] == []
+
+
+def test_at_load_the_context_shrinks_unless_it_was_asked_for():
+    plan = make_plan(PLM, BOARD, quant="Q4_0")
+    here, said = replan_for_load(PLM, plan, board(1400))
+    assert here.n_ctx < 4096
+    assert here.budget.total <= 1400 * MIB
+    assert said == [f"context {here.n_ctx} here, 4096 planned for Raspberry Pi 5, 4 GB"]
+    with pytest.raises(DoesNotFit, match="try -c"):
+        replan_for_load(PLM, plan, board(1400), Overrides(n_ctx=4096))
+    with pytest.raises(DoesNotFit):
+        replan_for_load(PLM, plan, board(900))
+
+
+def test_at_load_the_users_word_goes_first():
+    plan = make_plan(PLM, BOARD, quant="Q4_0")
+    asked = Overrides(n_ctx=100, cache_type="f32", threads=1, isa="scalar")
+    here, said = replan_for_load(PLM, plan, BOARD, asked)
+    assert (here.n_ctx, here.cache_type, here.threads, here.isa) == (100, "f32", 1, "scalar")
+    assert here.budget.cache == 100 * 32 * 576 * 4
+    assert len(said) == 4
+    with pytest.raises(UsageError, match="context of 0 tokens"):
+        replan_for_load(PLM, plan, BOARD, Overrides(n_ctx=0))
+
+
+def test_the_sum_of_a_budget_counts_every_part():
+    parts = {"weights": 1, "cache": 10, "scratch": 100, "runtime": 1000}
+    assert Budget(**parts).total == math.fsum(parts.values()) == 1111
