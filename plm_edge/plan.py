@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-from plm_edge.cache_layout import VALUE_BYTES, CacheLayout
+from plm_edge.cache_layout import VALUE_BYTES, CacheLayout, CacheType
 from plm_edge.devices import ISAS, DeviceProfile
 from plm_edge.errors import DoesNotFit, FileFormatError, UsageError
 from plm_edge.formats import format_of
@@ -112,7 +112,7 @@ def cache_layout(spec: ModelSpec, cache_type: str) -> CacheLayout:
     """The rows a session of this model keeps; refuses an unknown cache type."""
     if cache_type not in VALUE_BYTES:
         raise UsageError(f"cache type {cache_type!r}, expected one of {', '.join(VALUE_BYTES)}")
-    return CacheLayout(spec.rank, spec.rope, cast(Literal["f16", "f32"], cache_type))
+    return CacheLayout(spec.rank, spec.rope, cast(CacheType, cache_type))
 
 
 def make_plan(
@@ -179,6 +179,18 @@ def plan_of_file(
 ) -> Plan:
     """The plan of a file that has none of its own: its formats and bytes, and the defaults."""
     return _fit(spec, profile, layout, "as stored", formats, weights, Overrides())
+
+
+def plan_of_file(
+    spec: ModelSpec,
+    profile: DeviceProfile,
+    layout: str,
+    formats: Mapping[str, str],
+    weight_bytes: int,
+) -> Plan:
+    """The plan of a file that came without one; `replan_for_load` then makes it fit."""
+    largest = "blk.0.ffn_up.weight"
+    return _fit(spec, profile, layout, formats[largest], formats, weight_bytes, Overrides())
 
 
 def _plan(

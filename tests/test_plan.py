@@ -12,7 +12,7 @@ from plm_edge import devices
 from plm_edge.cache_layout import CacheLayout
 from plm_edge.errors import DoesNotFit, FileFormatError, UnsupportedError, UsageError
 from plm_edge.layouts import data_bytes, file_tensors
-from plm_edge.plan import Budget, Overrides, Plan, make_plan, replan_for_load
+from plm_edge.plan import Budget, Overrides, Plan, make_plan, plan_of_file, replan_for_load
 from plm_edge.quant_plan import choose_formats
 from plm_edge.spec import ModelSpec
 from plm_edge.workspace import workspace
@@ -213,6 +213,15 @@ def test_at_load_the_users_word_goes_first():
     assert len(said) == 4
     with pytest.raises(UsageError, match="context of 0 tokens"):
         replan_for_load(PLM, plan, BOARD, Overrides(n_ctx=0))
+
+
+def test_a_file_without_a_plan_is_planned_for_this_machine():
+    exported = make_plan(PLM, BOARD, quant="Q4_0", layout="plm")
+    bare = plan_of_file(PLM, SMALL, "plm", exported.formats, exported.budget.weights)
+    assert (bare.quant, bare.layout, bare.n_ctx, bare.isa) == ("Q4_0", "plm", 4096, "neon")
+    assert replan_for_load(PLM, bare, SMALL)[0].budget.weights == exported.budget.weights
+    with pytest.raises(DoesNotFit, match="Board leaves 900 MiB"):
+        replan_for_load(PLM, bare, board(900))
 
 
 def test_the_sum_of_a_budget_counts_every_part():
