@@ -175,13 +175,6 @@ def replan_for_load(
 
 
 def plan_of_file(
-    spec: ModelSpec, profile: DeviceProfile, layout: str, formats: Mapping[str, str], weights: int
-) -> Plan:
-    """The plan of a file that has none of its own: its formats and bytes, and the defaults."""
-    return _fit(spec, profile, layout, "as stored", formats, weights, Overrides())
-
-
-def plan_of_file(
     spec: ModelSpec,
     profile: DeviceProfile,
     layout: str,
