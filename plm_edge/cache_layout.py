@@ -14,6 +14,7 @@ from typing import Literal
 
 from plm_edge.errors import UnsupportedError
 
+CacheType = Literal["f16", "f32"]
 VALUE_BYTES = {"f16": 2, "f32": 4}
 
 
@@ -23,7 +24,7 @@ class CacheLayout:
 
     rank: int  # latent width, values
     rope: int  # shared rotary key width, values
-    value: Literal["f16", "f32"] = "f16"
+    value: CacheType = "f16"
 
     def __post_init__(self) -> None:
         if self.value not in VALUE_BYTES:

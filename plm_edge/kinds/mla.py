@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm_edge.kinds.norm import rms_norm
+from plm_edge.kinds.recorder import CacheRows, Recorder, Weight
 from plm_edge.spec import ModelSpec
 from plm_edge.tensor_row import TensorRow
 
@@ -134,3 +135,25 @@ def absorbed(x: Array, w: Mapping[str, Array], spec: ModelSpec) -> Float64:
         heads.append(mixed @ w_uv.T)  # (T, v_head)
     output: Float64 = np.concatenate(heads, axis=-1) @ w["attn_output"].T
     return output
+
+
+# ---------------------------------------------------------------- kernel order
+
+
+def record(k: Recorder, w: Mapping[str, Weight], cache: CacheRows) -> None:
+    """One layer's attention as a list of kernels: x += W_o . attention(norm(x)).
+
+    Names in quotes are buffers of the workspace; `w` maps "attn_q" and so on to this layer's
+    weights. The running tokens' rows enter the cache first and are then read back like all others.
+    """
+    k.norm("x", w["attn_norm"], "h")
+    k.product(w["attn_q"], "h", "q")
+    k.product(w["attn_kv_a_mqa"], "h", "kv_a")
+    k.rotate("q")
+    k.remember("kv_a", w["attn_kv_a_norm"], cache)
+    if k.expanded:
+        k.expand(w["attn_kv_b"], cache)
+    else:
+        k.absorb(w["attn_kv_b"], cache)
+    k.pack("heads")
+    k.product(w["attn_output"], "heads", "x", add=True)

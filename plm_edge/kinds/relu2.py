@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plm_edge.kinds.recorder import Recorder, Weight
 from plm_edge.tensor_row import TensorRow
 
 Array = NDArray[Any]
@@ -45,3 +46,25 @@ def output(units: Float64, w: Mapping[str, Array]) -> Float64:
     """Hidden units (T, d_ffn) -> (T, d_model)."""
     summed: Float64 = units @ w["ffn_down"].T
     return summed
+
+
+# ---------------------------------------------------------------- kernel order
+
+
+def record(k: Recorder, w: Mapping[str, Weight]) -> None:
+    """One layer's feed-forward as a list of kernels: x += W_down . max(0, W_up . norm(x))^2.
+
+    Names in quotes are buffers of the workspace. With `ffn_down` laid out unit by unit an idle unit
+    is a row that is not read; for one token both matrices pass in one kernel.
+    """
+    k.norm("x", w["ffn_norm"], "h")
+    by_unit = w["ffn_down"].arrangement == "group32"
+    if by_unit and k.one_token:
+        k.fire(w["ffn_up"], w["ffn_down"], "h", "x")
+        return
+    k.product(w["ffn_up"], "h", "units")
+    k.pack("units", square=True)
+    if by_unit:
+        k.down(w["ffn_down"], "units", "x")
+    else:
+        k.product(w["ffn_down"], "units", "x", add=True)

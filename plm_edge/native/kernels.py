@@ -7,7 +7,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    c_char_p,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_void_p,
+)
 
 import numpy as np
 
@@ -250,7 +260,10 @@ class Pool:
     def __init__(self, threads: int) -> None:
         library = lib()
         library.plm_pool_bytes.restype, library.plm_pool_bytes.argtypes = c_size_t, (c_int,)
-        library.plm_pool_start.restype, library.plm_pool_start.argtypes = c_void_p, (c_void_p, c_int)
+        library.plm_pool_start.restype, library.plm_pool_start.argtypes = (
+            c_void_p,
+            (c_void_p, c_int),
+        )
         library.plm_pool_stop.restype, library.plm_pool_stop.argtypes = None, (c_void_p,)
         library.plm_run.restype = c_int
         library.plm_run.argtypes = (c_void_p, c_void_p, c_int, c_void_p)

@@ -1,0 +1,61 @@
+"""From a bundle or a GGUF file to a session, planned again for the machine that is there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import cast
+
+from plm_edge.bundle import read_bundle
+from plm_edge.cache_layout import CacheType
+from plm_edge.devices import detect
+from plm_edge.errors import FileFormatError, UnsupportedError
+from plm_edge.plan import Overrides, Plan, plan_of_file, replan_for_load
+from plm_edge.runtime.model import Model
+from plm_edge.runtime.session import Session
+
+BACKENDS = ("auto", "native")
+
+
+def load(
+    path: str | Path,
+    backend: str = "auto",
+    threads: int | None = None,
+    n_ctx: int | None = None,
+    cache_type: str | None = None,
+    isa: str | None = None,
+) -> Session:
+    """A session on a bundle folder or a .gguf file (layout `latent` or `plm`).
+
+    What is not given comes from the bundle's plan, or from this machine where they differ: each
+    difference is a line on stderr. Raises FileFormatError, DoesNotFit, UsageError.
+    """
+    if backend not in BACKENDS:
+        raise UnsupportedError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
+    path = Path(path)
+    exported = _exported_plan(path) if path.is_dir() else None
+    model = Model(path / "model.gguf" if path.is_dir() else path)
+    try:
+        profile = detect()
+        formats = {name: weight.format for name, weight in model.weights.items()}
+        plan, differences = replan_for_load(
+            model.spec,
+            exported
+            or plan_of_file(model.spec, profile, model.layout.name, formats, model.weight_bytes),
+            profile,
+            Overrides(n_ctx, cache_type, threads, isa),
+        )
+        if exported is not None and exported.target != profile.name:
+            for line in differences:
+                print(f"plm-edge: {line}", file=sys.stderr)
+        return model.session(plan.n_ctx, cast(CacheType, plan.cache_type), plan.threads, isa)
+    except BaseException:
+        model.close()
+        raise
+
+
+def _exported_plan(path: Path) -> Plan:
+    manifest = read_bundle(path)
+    if not any(file.name == "model.gguf" for file in manifest.files):
+        raise FileFormatError(f"{path}: expected model.gguf, found none; export the model again")
+    return Plan.from_dict(manifest.plan)

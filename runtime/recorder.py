@@ -1,0 +1,156 @@
+"""The recorder of the native session: each call appends a kernel with its arguments filled in."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plm_edge.kinds.mla import softmax_scale
+from plm_edge.kinds.recorder import CacheRows
+from plm_edge.native import kernels as native
+from plm_edge.spec import ModelSpec
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class MappedWeight:
+    """A weight where it lies in the mapped file; vectors (norms) are float32 rows."""
+
+    data: Array  # uint8, as stored
+    rows: int
+    cols: int
+    format: str
+    arrangement: str
+
+    @property
+    def address(self) -> int:
+        """Of its first byte."""
+        return int(self.data.ctypes.data)
+
+    @property
+    def matrix(self) -> native.Matrix:
+        """As the kernels take it."""
+        return native.Matrix(
+            self.address,
+            self.rows,
+            self.cols,
+            native.FORMAT_CODES[self.format],
+            native.ARRANGEMENT_CODES[self.arrangement],
+        )
+
+
+@dataclass
+class KernelRecorder:
+    """Builds one list of ops over the buffers of a session. Implements kinds.recorder.Recorder."""
+
+    spec: ModelSpec
+    isa: int  # address of the instruction set
+    step: native.Step
+    buffers: Mapping[str, Array]
+    one_token: bool
+    expanded: bool
+    ops: list[native.Op] = field(default_factory=list)
+    kept: list[ctypes.Structure] = field(default_factory=list)  # arguments outlive the recording
+
+    def _add(self, name: str, args: ctypes.Structure) -> None:
+        self.kept.append(args)
+        self.ops.append(native.op(name, args))
+
+    def _at(self, name: str) -> int:
+        return int(self.buffers[name].ctypes.data)
+
+    def _vectors(self, name: str) -> native.Vectors:
+        parts = (f"{name}.q", f"{name}.scale", f"{name}.sum")
+        packed = (self._at(p) if p in self.buffers else None for p in parts)
+        return native.Vectors(self._at(name), *packed)
+
+    def _head(self) -> tuple[int, Any]:
+        return self.isa, ctypes.pointer(self.step)
+
+    def embed(self, weight: MappedWeight, ids: str, y: str) -> None:
+        """y (T, cols) = the rows of weight that `ids` (T,) name."""
+        args = native.Embed(*self._head(), weight.matrix, self._at(ids), self._at(y))
+        self._add("embed", args)
+
+    def norm(self, x: str, weight: MappedWeight, y: str, *, eps: float | None = None) -> None:
+        """See kinds.recorder.Recorder; so for every method below."""
+        at, eps = self._vectors(y), self.spec.eps if eps is None else eps
+        args = native.Norm(
+            *self._head(), self._at(x), weight.address, self._at(y), at, weight.cols, eps
+        )
+        self._add("norm", args)
+
+    def pack(self, x: str, *, square: bool = False) -> None:
+        width = self.buffers[x].shape[-1]
+        args = native.Pack(*self._head(), self._at(x), self._vectors(x), width, square)
+        self._add("pack", args)
+
+    def product(self, weight: MappedWeight, x: str, y: str, *, add: bool = False) -> None:
+        args = native.Product(*self._head(), weight.matrix, self._vectors(x), self._at(y), add)
+        self._add("product", args)
+
+    def rotate(self, q: str) -> None:
+        s, step = self.spec, ctypes.pointer(self.step)
+        args = native.Rotate(step, self._at(q), self._at("turns"), s.heads, s.nope, s.rope)
+        self._add("rotate", args)
+
+    def remember(self, kv_a: str, norm: MappedWeight, cache: CacheRows) -> None:
+        s = self.spec
+        args = native.Remember(
+            ctypes.pointer(self.step),
+            self._at(kv_a),
+            norm.address,
+            self._at("turns"),
+            cache.ctypes.data,
+            s.rank,
+            s.rope,
+            cache.dtype == np.float16,
+            s.latent_eps,
+        )
+        self._add("remember", args)
+
+    def _attention(self, kv_b: MappedWeight, cache: CacheRows) -> native.Attention:
+        s, scratch = self.spec, self.buffers["scratch"]
+        return native.Attention(
+            *self._head(),
+            kv_b.matrix,
+            self._at("q"),
+            cache.ctypes.data,
+            self._at("q_latent"),
+            self._at("partial"),
+            self._at("heads"),
+            scratch.ctypes.data,
+            scratch.shape[1],
+            s.heads,
+            s.nope,
+            s.rope,
+            s.v_head,
+            s.rank,
+            cache.dtype == np.float16,
+            self.buffers["x"].shape[0],
+            softmax_scale(s),
+        )
+
+    def absorb(self, kv_b: MappedWeight, cache: CacheRows) -> None:
+        args = self._attention(kv_b, cache)
+        for name in ("absorb", "attend", "unabsorb"):
+            self._add(name, args)
+
+    def expand(self, kv_b: MappedWeight, cache: CacheRows) -> None:
+        self._add("expand", self._attention(kv_b, cache))
+
+    def fire(self, up: MappedWeight, down: MappedWeight, x: str, y: str) -> None:
+        fired = self._at("fired")
+        args = native.Fire(*self._head(), up.matrix, down.matrix, self._vectors(x), fired)
+        self._add("fire", args)
+        self._add("gather", native.Gather(fired, self._at(y), self.spec.d_model))
+
+    def down(self, down: MappedWeight, units: str, y: str) -> None:
+        args = native.Down(*self._head(), down.matrix, self._at(units), self._at(y))
+        self._add("down", args)

@@ -1,0 +1,309 @@
+"""One sequence on a model's weights: the latent cache and the lists of kernels that fill it."""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plm_edge.cache_layout import CacheLayout, CacheType
+from plm_edge.errors import ContextOverflow, DoesNotFit, Interrupted, SessionBusy, UsageError
+from plm_edge.kinds import ATTENTION, FFN
+from plm_edge.native import kernels as native
+from plm_edge.runtime import session_file
+from plm_edge.runtime.model import Model
+from plm_edge.runtime.recorder import KernelRecorder, MappedWeight
+from plm_edge.spec import ModelSpec
+from plm_edge.workspace import HEAD_ROWS, PREFILL_CHUNK, Buffer, workspace
+
+Logits = NDArray[np.float32]
+ALL_LOGITS_BYTES = 2**30  # prefill(all_logits=True) refuses more than 1 GiB of logits
+
+
+class Session:
+    """Prefill and step append at `n_past`; a call that fails or is interrupted leaves it as it was.
+
+    One thread at a time: a second one gets SessionBusy. The same calls give the same bits, on any
+    number of threads.
+    """
+
+    def __init__(
+        self, model: Model, n_ctx: int, cache_type: CacheType, threads: int, isa: str | None
+    ) -> None:
+        _check_counts(n_ctx, threads)
+        self.model, self.spec, self.tokenizer = model, model.spec, model.tokenizer
+        self.n_ctx, self.threads, self._chunk = n_ctx, threads, min(PREFILL_CHUNK, n_ctx)
+        self.isa, self._isa_at = native.find_isa(isa)
+        self.cache_type = cache_type
+        try:
+            self._cache = _empty_cache(self.spec, n_ctx, cache_type)
+            self._buffers = _allocate(workspace(self.spec, n_ctx, self._chunk, threads))
+        except (MemoryError, ValueError):
+            raise DoesNotFit(
+                f"expected memory for a context of {n_ctx} tokens, the system has less; "
+                "use a shorter one (-c)"
+            ) from None
+        self._buffers["turns"][:] = _turns(self.spec.rope, self.spec.rope_theta, n_ctx)
+        self._ids: list[int] = []
+        self._step, self._head_step = native.Step(), native.Step()
+        self._cancel = ctypes.c_int(0)
+        self._busy = threading.Lock()
+        self._record()
+        self._pool: native.Pool | None = native.Pool(threads)
+
+    # ---- the calls
+
+    def prefill(self, ids: Sequence[int], all_logits: bool = False) -> Logits:
+        """Append ids; the logits of the last (vocab,), or of all (len(ids), vocab).
+
+        Raises UsageError for no ids, an id outside the vocabulary or more logits than 1 GiB,
+        ContextOverflow where they do not fit, both before anything is appended; Interrupted when
+        `cancel` was called.
+        """
+        checked = self._check_ids(ids, all_logits)
+        with self._running():
+            rows = np.empty((len(checked) if all_logits else 1, self.spec.vocab), np.float32)
+            for start in range(0, len(checked), self._chunk):
+                chunk = checked[start : start + self._chunk]
+                self._run_chunk(chunk)
+                if all_logits:
+                    self._run_head(rows[start : start + len(chunk)], first=0)
+            if not all_logits:
+                self._run_head(rows, first=len(chunk) - 1)
+        return rows if all_logits else rows[0]
+
+    def step(self, token: int) -> Logits:
+        """Append one id; the logits (vocab,) of what follows. Errors as in prefill."""
+        checked = self._check_ids([token], all_logits=False)
+        with self._running():
+            self._begin(checked)
+            self._head_step.n_tokens, self._head_step.first = 1, 0
+            self._run(self._decode, 0, len(self._decode))
+            self._ids += checked
+            logits: Logits = self._buffers["logits"][0].copy()
+            return logits
+
+    def cancel(self) -> None:
+        """Stop the call that is running, from any thread; it raises Interrupted."""
+        self._cancel.value = 1
+
+    def truncate(self, n: int) -> None:
+        """Forget all but the first n tokens."""
+        if not 0 <= n <= self.n_past:
+            raise UsageError(f"expected 0 to {self.n_past} tokens to keep, found {n}")
+        with self._running():
+            del self._ids[n:]
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.truncate(0)
+
+    def save(self, path: Path | str) -> None:
+        """Write the ids and cached rows to a file that belongs to these weights."""
+        with self._running():
+            session_file.write(Path(path), self)
+
+    def restore(self, path: Path | str) -> None:
+        """Take over what `save` wrote. Raises FileFormatError for another model's or a torn file."""
+        with self._running():
+            self._ids = session_file.read(Path(path), self)
+
+    def close(self) -> None:
+        """End the threads and drop the cache; every later call raises UsageError."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+            self._buffers, self._cache = {}, self._cache[:, :0]
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ---- what it holds
+
+    @property
+    def n_past(self) -> int:
+        """Tokens in the cache."""
+        return len(self._ids)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The tokens in the cache."""
+        return tuple(self._ids)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache, all layers, the whole context."""
+        return int(self._cache.nbytes)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of the buffers beside it (plm_edge/workspace.py)."""
+        wanted = workspace(self.spec, self.n_ctx, self._chunk, self.threads)
+        return sum(buffer.nbytes for buffer in wanted)
+
+    def cached_rows(self) -> NDArray[Any]:
+        """The rows in use: (layers, n_past, rank + rope), a view."""
+        return self.cached_rows_of(self.n_past)
+
+    def cached_rows_of(self, n: int) -> NDArray[Any]:
+        """The rows of the first n positions, in use or not."""
+        return self._cache[:, :n]
+
+    # ---- recording and running
+
+    def _record(self) -> None:
+        """The lists of kernels: a decode step; a chunk absorbed and expanded; the head."""
+        decode, head = self._layers(one_token=True), self._recorder(self._head_step)
+        self._chunks = {
+            expanded: self._layers(one_token=False, expanded=expanded) for expanded in (False, True)
+        }
+        output = self.model.weights["token_embd.weight" if self.spec.tied else "output.weight"]
+        head.norm("x", self.model.weights["output_norm.weight"], "last")
+        head.product(output, "last", "logits")
+        self._decode = native.op_array(decode.ops + head.ops)
+        self._head = native.op_array(head.ops)
+        self._absorbed = native.op_array(self._chunks[False].ops)
+        self._expanded = native.op_array(self._chunks[True].ops)
+        self._kept = (decode.kept, head.kept, *(c.kept for c in self._chunks.values()))
+
+    def _recorder(
+        self, step: native.Step, one_token: bool = False, expanded: bool = False
+    ) -> KernelRecorder:
+        return KernelRecorder(self.spec, self._isa_at, step, self._buffers, one_token, expanded)
+
+    def _layers(self, one_token: bool, expanded: bool = False) -> KernelRecorder:
+        k = self._recorder(self._step, one_token, expanded)
+        k.embed(self.model.weights["token_embd.weight"], "ids", "x")
+        for i in range(self.spec.layers):
+            w: dict[str, MappedWeight] = dict(self.model.layer(i))
+            ATTENTION[self.spec.attention].record(k, w, self._cache[i])
+            FFN[self.spec.ffn].record(k, w)
+        return k
+
+    def _begin(self, ids: Sequence[int]) -> None:
+        self._buffers["ids"][: len(ids)] = ids
+        self._step.n_past, self._step.n_tokens = self.n_past, len(ids)
+
+    def _run_chunk(self, ids: list[int]) -> None:
+        """The layers over a chunk of ids; x holds their last hidden states."""
+        self._begin(ids)
+        expand = expanding_pays(self.spec, self.n_past, len(ids))
+        ops = self._expanded if expand else self._absorbed
+        # Layer by layer, so that Python sees a Ctrl-C between two of them.
+        each = (len(ops) - 1) // self.spec.layers
+        for first in (0, *range(1, len(ops), each)):
+            self._run(ops, first, 1 if first == 0 else first + each)
+        self._ids += ids
+
+    def _run_head(self, rows: Logits, first: int) -> None:
+        """Logits of the hidden states x[first : first + len(rows)] into rows."""
+        for start in range(0, len(rows), HEAD_ROWS):
+            n = min(HEAD_ROWS, len(rows) - start)
+            self._head_step.n_tokens, self._head_step.first = n, first + start
+            self._run(self._head, 0, len(self._head))
+            rows[start : start + n] = self._buffers["logits"][:n]
+
+    def _run(self, ops: ctypes.Array[native.Op], first: int, last: int) -> None:
+        assert self._pool is not None
+        if not self._pool.run(ops, first, last, self._cancel):
+            raise Interrupted("stopped before the answer was complete")
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """One thread at a time; what fails leaves the session as it was."""
+        if not self._busy.acquire(blocking=False):
+            raise SessionBusy("expected one thread in a session, found a second; give it its own")
+        try:
+            if self._pool is None:
+                raise UsageError("expected an open session, found a closed one; load it again")
+            self._cancel.value = 0
+            before = len(self._ids)
+            try:
+                yield
+            except BaseException:
+                del self._ids[before:]
+                raise
+        finally:
+            self._busy.release()
+
+    def _check_ids(self, ids: Sequence[int], all_logits: bool) -> list[int]:
+        try:
+            checked = [operator.index(i) for i in ids]
+        except TypeError as why:
+            raise UsageError(f"expected token ids, found something else ({why})") from None
+        if not checked:
+            raise UsageError("expected at least one token id, found none")
+        wrong = next((i for i in checked if not 0 <= i < self.spec.vocab), None)
+        if wrong is not None:
+            raise UsageError(f"expected ids of 0 to {self.spec.vocab - 1}, found {wrong}")
+        if self.n_past + len(checked) > self.n_ctx:
+            raise ContextOverflow(
+                f"expected at most {self.n_ctx} tokens, found {self.n_past} + {len(checked)}; "
+                "shorten the text or load with a larger context (-c)"
+            )
+        if all_logits and 4 * len(checked) * self.spec.vocab > ALL_LOGITS_BYTES:
+            most = ALL_LOGITS_BYTES // (4 * self.spec.vocab)
+            raise UsageError(
+                f"expected at most {most} tokens with all_logits (1 GiB), found {len(checked)}; "
+                "call prefill for parts of them"
+            )
+        return checked
+
+
+def expanding_pays(spec: ModelSpec, n_past: int, tokens: int) -> bool:
+    """Whether building keys and values is less work than absorbing, counted in multiplications.
+
+    Expanding costs (nope + v_head) * rank for every cached row and head, then nope + rope + v_head
+    for every pair of token and row; absorbing costs 2 * rank + rope for every pair.
+    """
+    rows, pairs = n_past + tokens, tokens * n_past + tokens * (tokens + 1) // 2
+    expanded = rows * (spec.nope + spec.v_head) * spec.rank
+    expanded += pairs * (spec.nope + spec.rope + spec.v_head)
+    return bool(tokens > 1 and expanded < pairs * (2 * spec.rank + spec.rope))
+
+
+def _empty_cache(spec: ModelSpec, n_ctx: int, cache_type: CacheType) -> NDArray[Any]:
+    """Zeros (layers, n_ctx, rank + rope); the system hands out a page when a row first lies in it."""
+    layout = CacheLayout(spec.rank, spec.rope, cache_type)
+    dtype = np.float16 if cache_type == "f16" else np.float32
+    return np.zeros((spec.layers, n_ctx, layout.row_values), dtype)
+
+
+def _allocate(wanted: list[Buffer]) -> dict[str, NDArray[Any]]:
+    """Every buffer, from one block, each on a cache line."""
+    block, at, buffers = native.aligned(sum(b.nbytes for b in wanted)), 0, {}
+    for buffer in wanted:
+        size = int(np.prod(buffer.shape)) * np.dtype(buffer.dtype).itemsize
+        buffers[buffer.name] = block[at : at + size].view(buffer.dtype).reshape(buffer.shape)
+        at += buffer.nbytes
+    return buffers
+
+
+def _turns(rope: int, theta: float, n_ctx: int) -> NDArray[np.float32]:
+    """Cosine and sine of position t's angle for pair i: (n_ctx, rope), as [cos, sin] pairs."""
+    frequency = theta ** (-np.arange(0, rope, 2) / rope)
+    angle = np.outer(np.arange(n_ctx), frequency)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=-1).reshape(n_ctx, rope).astype(np.float32)
+
+
+def _check_counts(n_ctx: int, threads: int) -> None:
+    if n_ctx < 1:
+        raise UsageError(f"expected a context of at least 1 token, found {n_ctx}")
+    if not 1 <= threads <= 256:
+        raise UsageError(f"expected 1 to 256 threads, found {threads}")
