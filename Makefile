@@ -1,0 +1,58 @@
+# plm-edge. `make demo` chats, `make test` tests; both set up what is missing first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PEERS  := .venv-peers
+NATIVE := plm_edge/native/libplm_edge.so
+SOURCES := $(wildcard plm_edge/native/*.c plm_edge/native/*.h) plm_edge/native/build.py
+
+.PHONY: help demo test test-peers check sanitize bench native clean
+.DEFAULT_GOAL := help
+
+help:  ## show this text
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+demo: $(VENV)/.installed $(NATIVE)  ## set up, then chat with the demo model
+	@$(BIN)/plm-edge chat demo
+
+test: $(VENV)/.dev $(NATIVE)  ## set up, then every test that needs no llama.cpp
+	$(BIN)/pytest
+
+test-peers: $(PEERS)/.installed $(NATIVE)  ## compare with llama.cpp (builds it once: 12 minutes on 2 cores)
+	$(PEERS)/bin/python tools/fetch_llama_sdist.py
+	$(PEERS)/bin/pytest tests/peers
+
+check: $(VENV)/.dev $(NATIVE)  ## format, lint, types, sanitizers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python tools/check_types.py
+	$(MAKE) sanitize
+
+sanitize: $(VENV)/.dev  ## the C code under AddressSanitizer and UBSan
+	PYTHON=$(BIN)/python sh tests/native/sanitize.sh
+
+bench: $(VENV)/.dev $(NATIVE)  ## speed of this machine on a model of PLM-1.8B's shape; the last line is JSON
+	$(BIN)/python benchmarks/decode.py
+
+native: $(NATIVE)  ## compile the C kernels
+
+$(NATIVE): $(SOURCES)
+	$(PYTHON) plm_edge/native/build.py
+
+# The environments: a stamp file says that everything pyproject.toml asks for is in.
+$(VENV)/.installed: pyproject.toml setup.py
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(PEERS)/.installed: pyproject.toml setup.py
+	test -d $(PEERS) || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --editable '.[dev,llama]'
+	@touch $@
+
+clean:  ## remove the environments and what was compiled
+	rm -rf $(VENV) $(PEERS) build *.egg-info plm_edge/native/*.so
