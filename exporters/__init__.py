@@ -1,1 +1,97 @@
+"""Exporters: from a checkpoint and a plan to a bundle."""
 
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import plm_edge
+from plm_edge import devices
+from plm_edge.atomic import check_space
+from plm_edge.bundle import Manifest, new_bundle, write_manifest
+from plm_edge.checkpoint import open_checkpoint
+from plm_edge.checkpoint.hub import resolve_model
+from plm_edge.exporters.gguf_writer import Progress, file_bytes, header_bytes, write_gguf
+from plm_edge.exporters.source import Source, from_checkpoint
+from plm_edge.gguf_spec import spec_to_gguf
+from plm_edge.layouts import file_tensors, layout_of
+from plm_edge.plan import Plan, make_plan
+
+__all__ = ["export", "write_bundle"]
+
+MODEL_FILE = "model.gguf"
+
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's numbers
+_QUANTIZATION_VERSION = 2  # of ggml's blocks
+
+
+def export(
+    model: str | Path,
+    target: str = "host",
+    out: str | Path | None = None,
+    *,
+    quant: str | None = None,
+    layout: str = "latent",
+    n_ctx: int | None = None,
+    allow_keys: Collection[str] = (),
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write a bundle of `model` for `target`; by default into a folder named after both.
+
+    `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
+    that are known to change nothing. `force` replaces an earlier bundle.
+    """
+    profile = devices.load(target)
+    with open_checkpoint(resolve_model(str(model)), frozenset(allow_keys)) as checkpoint:
+        plan = make_plan(checkpoint.spec, profile, quant, layout, n_ctx)
+        source = from_checkpoint(checkpoint)
+        if out is None:
+            name = str(source.description["name"]).rsplit("/", 1)[-1]
+            out = f"{name}-{plan.target}"
+        return write_bundle(source, plan, Path(out), force=force, progress=progress)
+
+
+def write_bundle(
+    source: Source,
+    plan: Plan,
+    out: Path,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write model.gguf and then the manifest; the folder appears when both are complete."""
+    tensors = file_tensors(plan.layout, source.spec, plan.formats)
+    header = header_bytes(plan.layout, _keys(source, plan), tensors)
+    check_space(out.absolute().parent, file_bytes(header, plan.layout, tensors))
+    with new_bundle(out, force) as folder:
+        file = write_gguf(
+            folder / MODEL_FILE, header, plan.layout, tensors, source.packed_rows, progress
+        )
+        source.assert_unchanged()
+        manifest = Manifest(
+            spec=source.spec,
+            plan=plan.to_dict(),
+            source=source.description,
+            licence=source.description.get("licence"),
+            producer=f"plm-edge {plm_edge.__version__}",
+            files=(file,),
+        )
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def _keys(source: Source, plan: Plan) -> dict[str, object]:
+    """The file's metadata, in its order."""
+    described = {
+        "general.type": "model",
+        "general.name": source.description.get("name"),
+        "general.license": source.description.get("licence"),
+        "general.file_type": _FILE_TYPES[plan.quant],
+        "general.quantization_version": _QUANTIZATION_VERSION,
+    }
+    return {
+        **{key: value for key, value in described.items() if value is not None},
+        **spec_to_gguf(source.spec, layout_of(plan.layout).arch),
+        **source.vocabulary,
+    }

@@ -66,8 +66,11 @@ def format_of(name: str) -> Format:
     return FORMATS[name]
 
 
-def quantize(fmt: str, x: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Pack x (rows, cols) into (rows, row bytes). Raises NumericalError naming the row."""
+def quantize(fmt: str, x: NDArray[np.float32], first_row: int = 0) -> NDArray[np.uint8]:
+    """Pack x (rows, cols) into (rows, row bytes). Raises NumericalError naming the row.
+
+    `first_row` is where a block of rows starts in its matrix; it only counts in that message.
+    """
     form = format_of(fmt)
     x = np.ascontiguousarray(x, dtype=np.float32)
     rows, cols = x.shape
@@ -77,7 +80,9 @@ def quantize(fmt: str, x: NDArray[np.float32]) -> NDArray[np.uint8]:
         found = "NaN or infinity"
         if np.isfinite(x[good]).all():
             found = f"a value of size {np.abs(x[good]).max():.6g}"
-        raise NumericalError(f"row {good}: expected numbers that {fmt} can hold, found {found}")
+        raise NumericalError(
+            f"row {first_row + good}: expected numbers that {fmt} can hold, found {found}"
+        )
     return packed
 
 
