@@ -71,6 +71,9 @@ typedef struct {
 } plm_isa;
 
 extern const plm_isa plm_scalar;
+#if defined(__x86_64__)
+extern const plm_isa plm_avx2;
+#endif
 
 /* ---- kernels: each struct is the argument of the kernel of its name. T = step->n_tokens. ---- */
 

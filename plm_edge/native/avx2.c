@@ -1,0 +1,466 @@
+/* AVX2 with FMA and F16C. Integer formats and everything that works value by value give the bits of the scalar
+ * set: the sums of a block are exact and the float steps are the same ones in the same order. Only `tile` and `row`
+ * of float formats and `dot` add in another order, with fused steps. */
+#include "plm.h"
+#include "plm_math.h"
+
+#include <immintrin.h>
+
+enum { LINE = 64, AHEAD = 256 }; /* bytes: a cache line; how far before their use the rows of units are asked for */
+
+static inline __m256i load32(const void *p) { return _mm256_loadu_si256(p); }
+static inline __m256 scales8(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
+static inline float scale_at(const uint8_t *p) { return _cvtsh_ss((uint16_t)(p[0] | p[1] << 8)); }
+static inline __m256i nibbles_low(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+static inline __m256i nibbles_high(__m256i v) { return nibbles_low(_mm256_srli_epi16(v, 4)); }
+
+/* ---- values of float formats, eight at a time ---- */
+
+static inline int size_of(int format) { return format == PLM_F32 ? 4 : 2; }
+
+static inline __m256 load8(const void *p, int format) {
+    if (format == PLM_F32) return _mm256_loadu_ps(p);
+    __m128i half = _mm_loadu_si128(p);
+    if (format == PLM_F16) return _mm256_cvtph_ps(half);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+/* The last n < 8 values of a row, then zeros: nothing is read past the end. */
+static inline __m256 load_end(const void *p, int32_t n, int format) {
+    uint8_t room[32] = {0};
+    memcpy(room, p, (size_t)(n * size_of(format)));
+    return load8(room, format);
+}
+
+static inline float sum8(__m256 v) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+static inline int32_t sum8_int(__m256i v) {
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+}
+
+/* ---- tiles: 16 rows interleaved, 4 consecutive values each ---- */
+
+/* Four registers of two rows by four columns -> the sums of eight rows. */
+static inline void store_rows(const __m256 *sum, float *y) {
+    __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(sum[0], sum[1]), _mm256_hadd_ps(sum[2], sum[3]));
+    __m128 even = _mm256_castps256_ps128(s), odd = _mm256_extractf128_ps(s, 1);
+    _mm_storeu_ps(y, _mm_unpacklo_ps(even, odd));
+    _mm_storeu_ps(y + 4, _mm_unpackhi_ps(even, odd));
+}
+
+static inline void tile_float(const uint8_t *w, int32_t cols, const float *x, float *y, int format) {
+    const int size = size_of(format);
+    __m256 sum[8];
+    for (int i = 0; i < 8; i++) sum[i] = _mm256_setzero_ps();
+    for (int32_t c = 0; c < cols; c += 4, w += 64 * size) {
+        __m128 four = cols - c >= 4 ? _mm_loadu_ps(x + c) : _mm256_castps256_ps128(load_end(x + c, cols - c, PLM_F32));
+        __m256 twice = _mm256_set_m128(four, four);
+        for (int i = 0; i < 8; i++) sum[i] = _mm256_fmadd_ps(load8(w + 8 * i * size, format), twice, sum[i]);
+    }
+    store_rows(sum, y);
+    store_rows(sum + 4, y + 8);
+}
+
+static void tile_f32(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+    tile_float(w, cols, x->f, y, PLM_F32);
+}
+static void tile_f16(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+    tile_float(w, cols, x->f, y, PLM_F16);
+}
+static void tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+    tile_float(w, cols, x->f, y, PLM_BF16);
+}
+
+/* y + the exact sums of a block times (scales of the weights times the scale of the activations). */
+static inline __m256 add_scaled(__m256 y, __m256i sums, const uint8_t *scales, float scale) {
+    __m256 factor = _mm256_mul_ps(scales8(scales), _mm256_set1_ps(scale));
+    return _mm256_add_ps(y, _mm256_mul_ps(_mm256_cvtepi32_ps(sums), factor));
+}
+
+/* One register is 4 rows by 4 values as int16; madd leaves two sums a row, which the block's end adds. */
+static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+    __m256 low = _mm256_setzero_ps(), high = low;
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 544) {
+        __m256i sum[4];
+        for (int i = 0; i < 4; i++) sum[i] = _mm256_setzero_si256();
+        for (int g = 0; g < 8; g++) {
+            int64_t four;
+            memcpy(&four, x->q + b * PLM_BLOCK + 4 * g, sizeof four);
+            __m256i q = _mm256_set1_epi64x(four);
+            for (int i = 0; i < 4; i++) {
+                __m256i values = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w + 32 + 64 * g + 16 * i)));
+                sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(values, q));
+            }
+        }
+        __m256i first = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[0], sum[1]), 0xd8);
+        __m256i second = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[2], sum[3]), 0xd8);
+        low = add_scaled(low, first, w, x->scale[b]);
+        high = add_scaled(high, second, w + 16, x->scale[b]);
+    }
+    _mm256_storeu_ps(y, low);
+    _mm256_storeu_ps(y + 8, high);
+}
+
+/* 4-bit weights take the 16-bit activations as two bytes, q = 256 top + bottom, top signed, bottom not. Eight products
+ * of each fit 16 bits: 8 * 2 * 15 * 128 = 30,720; 8 * 2 * 15 * 255 = 61,200, for which the sum starts at BOTTOM. */
+enum { BOTTOM = -32768 };
+
+static inline __m256i add_products(__m256i sum, __m256i bytes, __m256i signed_bytes) {
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(bytes, signed_bytes));
+}
+
+static inline __m256i four_bytes(const uint8_t *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+    __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 288) {
+        __m256i q0 = load32(x->q + b * PLM_BLOCK), q1 = load32(x->q + b * PLM_BLOCK + 16);
+        __m256i byte = _mm256_set1_epi16(255);
+        __m256i packed = _mm256_packus_epi16(_mm256_and_si256(q0, byte), _mm256_and_si256(q1, byte));
+        uint8_t top[PLM_BLOCK], bottom[PLM_BLOCK];
+        _mm256_storeu_si256((void *)bottom, _mm256_permute4x64_epi64(packed, 0xd8));
+        packed = _mm256_packs_epi16(_mm256_srai_epi16(q0, 8), _mm256_srai_epi16(q1, 8));
+        _mm256_storeu_si256((void *)top, _mm256_permute4x64_epi64(packed, 0xd8));
+
+        __m256i tops[2], bottoms[2]; /* of rows 0..7 and 8..15 */
+        for (int i = 0; i < 2; i++) tops[i] = _mm256_setzero_si256(), bottoms[i] = _mm256_set1_epi16(BOTTOM);
+        for (int g = 0; g < 4; g++) {
+            __m256i top_low = four_bytes(top + 4 * g), top_high = four_bytes(top + 16 + 4 * g);
+            __m256i bottom_low = four_bytes(bottom + 4 * g), bottom_high = four_bytes(bottom + 16 + 4 * g);
+            for (int i = 0; i < 2; i++) {
+                __m256i v = load32(w + 32 + 64 * g + 32 * i), low = nibbles_low(v), high = nibbles_high(v);
+                tops[i] = add_products(add_products(tops[i], low, top_low), high, top_high);
+                bottoms[i] = add_products(add_products(bottoms[i], bottom_low, low), bottom_high, high);
+            }
+        }
+        for (int i = 0; i < 2; i++) {
+            __m256i sum = _mm256_set1_epi32(-8 * x->sum[b] - 2 * BOTTOM);
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(tops[i], _mm256_set1_epi16(256)));
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(bottoms[i], _mm256_set1_epi16(1)));
+            sums[i] = add_scaled(sums[i], sum, w + 16 * i, x->scale[b]);
+        }
+    }
+    _mm256_storeu_ps(y, sums[0]);
+    _mm256_storeu_ps(y + 8, sums[1]);
+}
+
+/* ---- plain ggml rows ---- */
+
+static inline float row_float(const uint8_t *w, int32_t cols, const float *x, int format) {
+    const int size = size_of(format);
+    __m256 sum[4];
+    int32_t c = 0;
+    for (int i = 0; i < 4; i++) sum[i] = _mm256_setzero_ps();
+    for (; c + 32 <= cols; c += 32, w += 32 * size)
+        for (int i = 0; i < 4; i++)
+            sum[i] = _mm256_fmadd_ps(load8(w + 8 * i * size, format), _mm256_loadu_ps(x + c + 8 * i), sum[i]);
+    for (; c + 8 <= cols; c += 8, w += 8 * size)
+        sum[0] = _mm256_fmadd_ps(load8(w, format), _mm256_loadu_ps(x + c), sum[0]);
+    if (c < cols)
+        sum[1] = _mm256_fmadd_ps(load_end(w, cols - c, format), load_end(x + c, cols - c, PLM_F32), sum[1]);
+    return sum8(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
+}
+
+static float row_f32(const uint8_t *w, int32_t cols, const plm_vectors *x) { return row_float(w, cols, x->f, PLM_F32); }
+static float row_f16(const uint8_t *w, int32_t cols, const plm_vectors *x) { return row_float(w, cols, x->f, PLM_F16); }
+static float row_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x) {
+    return row_float(w, cols, x->f, PLM_BF16);
+}
+static float dot(const float *a, const float *b, int32_t n) { return row_float((const void *)a, n, b, PLM_F32); }
+
+/* The sum of the products of 32 values, each half of them 16 int16. */
+static inline int32_t block_sum(__m256i w0, __m256i w1, const int16_t *q) {
+    return sum8_int(_mm256_add_epi32(_mm256_madd_epi16(w0, load32(q)), _mm256_madd_epi16(w1, load32(q + 16))));
+}
+
+static float row_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
+    float y = 0.0f;
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 34) {
+        __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w + 2)));
+        __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w + 18)));
+        y += (float)block_sum(w0, w1, x->q + b * PLM_BLOCK) * (scale_at(w) * x->scale[b]);
+    }
+    return y;
+}
+
+static float row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
+    float y = 0.0f;
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 18) {
+        __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)(w + 2)));
+        int32_t sum = block_sum(nibbles_low(bytes), _mm256_srli_epi16(bytes, 4), x->q + b * PLM_BLOCK) - 8 * x->sum[b];
+        y += (float)sum * (scale_at(w) * x->scale[b]);
+    }
+    return y;
+}
+
+/* y[0..8) += a * values. */
+static inline void add8(float *y, __m256 a, __m256 values) {
+    _mm256_storeu_ps(y, _mm256_add_ps(_mm256_loadu_ps(y), _mm256_mul_ps(a, values)));
+}
+
+static inline void add_float(const uint8_t *w, int32_t n, float a, float *y, int format) {
+    const int size = size_of(format);
+    const __m256 factor = _mm256_set1_ps(a);
+    int32_t c = 0;
+    for (; c + 8 <= n; c += 8) add8(y + c, factor, load8(w + (int64_t)c * size, format));
+    if (c == n) return;
+    float end[8];
+    _mm256_storeu_ps(end, load_end(y + c, n - c, PLM_F32));
+    add8(end, factor, load_end(w + (int64_t)c * size, n - c, format));
+    memcpy(y + c, end, (size_t)(n - c) * sizeof *y);
+}
+
+static void add_f32(const uint8_t *w, int32_t n, float a, float *y) { add_float(w, n, a, y, PLM_F32); }
+static void add_f16(const uint8_t *w, int32_t n, float a, float *y) { add_float(w, n, a, y, PLM_F16); }
+static void add_bf16(const uint8_t *w, int32_t n, float a, float *y) { add_float(w, n, a, y, PLM_BF16); }
+static void add(float a, const float *x, int32_t n, float *y) { add_float((const void *)x, n, a, y, PLM_F32); }
+
+/* y[0..16) += d * 16 signed bytes. */
+static inline void add_bytes(float *y, __m256 d, __m128i bytes) {
+    add8(y, d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)));
+    add8(y + 8, d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))));
+}
+
+static void add_q8_0(const uint8_t *w, int32_t n, float a, float *y) {
+    for (; n > 0; n -= PLM_BLOCK, w += 34, y += PLM_BLOCK) {
+        __m256 d = _mm256_set1_ps(a * scale_at(w));
+        for (int i = 0; i < PLM_BLOCK; i += 16) add_bytes(y + i, d, _mm_loadu_si128((const void *)(w + 2 + i)));
+    }
+}
+
+static void add_q4_0(const uint8_t *w, int32_t n, float a, float *y) {
+    const __m128i nibble = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+    for (; n > 0; n -= PLM_BLOCK, w += 18, y += PLM_BLOCK) {
+        __m256 d = _mm256_set1_ps(a * scale_at(w));
+        __m128i bytes = _mm_loadu_si128((const void *)(w + 2));
+        add_bytes(y, d, _mm_sub_epi8(_mm_and_si128(bytes, nibble), eight));
+        add_bytes(y + 16, d, _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(bytes, 4), nibble), eight));
+    }
+}
+
+static void widen(const uint16_t *f16, int32_t n, float *y) {
+    int32_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, load8(f16 + i, PLM_F16));
+    for (; i < n; i++) y[i] = plm_f16(f16[i]);
+}
+
+static inline __m256 round_to_q(__m256 x, __m256 inverse) {
+    __m256 most = _mm256_set1_ps(32767.0f);
+    x = _mm256_max_ps(_mm256_mul_ps(x, inverse), _mm256_sub_ps(_mm256_setzero_ps(), most));
+    return _mm256_min_ps(x, most);
+}
+
+static void pack(const float *x, int32_t cols, int16_t *q, float *scale, int32_t *sum) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, x += PLM_BLOCK, q += PLM_BLOCK) {
+        __m256 v[4], most8 = _mm256_setzero_ps(), whole8 = _mm256_setzero_ps();
+        for (int i = 0; i < 4; i++) {
+            v[i] = _mm256_loadu_ps(x + 8 * i);
+            most8 = _mm256_max_ps(_mm256_andnot_ps(sign, v[i]), most8); /* where v is NaN, the second operand */
+            whole8 = _mm256_add_ps(whole8, _mm256_sub_ps(v[i], v[i]));
+        }
+        __m128 most4 = _mm_max_ps(_mm256_castps256_ps128(most8), _mm256_extractf128_ps(most8, 1));
+        most4 = _mm_max_ps(most4, _mm_movehl_ps(most4, most4));
+        float most = _mm_cvtss_f32(_mm_max_ss(most4, _mm_movehdup_ps(most4))), whole = sum8(whole8);
+        scale[b] = most / 32767.0f + whole;
+        sum[b] = 0;
+        if (!(most > 1e-30f && whole == 0.0f)) {
+            memset(q, 0, PLM_BLOCK * sizeof *q);
+            continue;
+        }
+        __m256 inverse = _mm256_set1_ps(32767.0f / most);
+        __m256i whole_numbers[4], total = _mm256_setzero_si256();
+        for (int i = 0; i < 4; i++) {
+            whole_numbers[i] = _mm256_cvtps_epi32(round_to_q(v[i], inverse));
+            total = _mm256_add_epi32(total, whole_numbers[i]);
+        }
+        for (int i = 0; i < 2; i++) {
+            __m256i both = _mm256_packs_epi32(whole_numbers[2 * i], whole_numbers[2 * i + 1]);
+            _mm256_storeu_si256((void *)(q + 16 * i), _mm256_permute4x64_epi64(both, 0xd8));
+        }
+        sum[b] = sum8_int(total);
+    }
+}
+
+/* ---- groups of 32 units ---- */
+
+/* The rows of the units of a group that fired, an even number of them where they are integers. */
+typedef struct {
+    const uint8_t *row[PLM_BLOCK];
+    float a[PLM_BLOCK];
+    int16_t q[PLM_BLOCK];
+    int32_t count, sum; /* of q */
+    float scale;
+} fired;
+
+static inline void find_fired(const uint8_t *rows, int64_t bytes, const float *a, int32_t units, fired *f) {
+    f->count = 0;
+    for (int32_t n = 0; n < units; n++) {
+        if (a[n] == 0.0f) continue; /* a NaN is not 0: it flows on and shows */
+        f->row[f->count] = rows + n * bytes;
+        f->a[f->count++] = a[n];
+    }
+}
+
+/* Ask for bytes first..last of every row. Not past the end of a row: what follows it is an idle unit. */
+static inline void ask_for(const fired *f, int64_t first, int64_t last, int64_t end) {
+    for (int64_t at = first; at < (last < end ? last : end); at += LINE)
+        for (int32_t k = 0; k < f->count; k++) _mm_prefetch((const char *)f->row[k] + at, _MM_HINT_T0);
+}
+
+static inline void units_float(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a,
+                               int32_t units, float *y, int format) {
+    const int64_t size = size_of(format);
+    fired f;
+    int32_t o = first;
+    find_fired(w, width * size, a, units, &f);
+    for (; o + 32 <= last; o += 32) {
+        __m256 sum[4];
+        for (int i = 0; i < 4; i++) sum[i] = _mm256_loadu_ps(y + o + 8 * i);
+        for (int32_t k = 0; k < f.count; k++) {
+            __m256 factor = _mm256_set1_ps(f.a[k]);
+            for (int i = 0; i < 4; i++)
+                sum[i] = _mm256_add_ps(sum[i], _mm256_mul_ps(factor, load8(f.row[k] + (o + 8 * i) * size, format)));
+        }
+        for (int i = 0; i < 4; i++) _mm256_storeu_ps(y + o + 8 * i, sum[i]);
+    }
+    for (int32_t k = 0; k < f.count; k++) add_float(f.row[k] + o * size, last - o, f.a[k], y + o, format);
+}
+
+static void units_f32(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
+                      float *y) {
+    units_float(w, width, first, last, a, units, y, PLM_F32);
+}
+static void units_f16(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
+                      float *y) {
+    units_float(w, width, first, last, a, units, y, PLM_F16);
+}
+static void units_bf16(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
+                       float *y) {
+    units_float(w, width, first, last, a, units, y, PLM_BF16);
+}
+
+/* Integer groups: the scale belongs to the output, so the activations of the group share one. Two units a step; an odd
+ * one gets a partner of coefficient 0. */
+static inline int find_fired_int(const uint8_t *rows, int64_t bytes, const float *a, fired *f) {
+    int16_t q[PLM_BLOCK];
+    pack(a, PLM_BLOCK, q, &f->scale, &f->sum);
+    find_fired(rows, bytes, a, PLM_BLOCK, f);
+    for (int32_t n = 0, k = 0; n < PLM_BLOCK; n++)
+        if (a[n] != 0.0f) f->q[k++] = q[n];
+    if (f->count % 2) {
+        f->row[f->count] = f->row[f->count - 1];
+        f->q[f->count++] = 0;
+    }
+    return f->count;
+}
+
+/* A pair of coefficients in every lane. */
+static inline __m256i two_words(int a, int b) { return _mm256_set1_epi32((a & 0xffff) | b * 0x10000); }
+static inline __m256i two_bytes(int a, int b) { return _mm256_set1_epi16((short)((a & 0xff) | b * 0x100)); }
+
+/* y[0..8) += sums of outputs whose scales lie at `scales`. */
+static inline void add_sums(float *y, __m256i sums, const uint8_t *scales, float scale) {
+    _mm256_storeu_ps(y, add_scaled(_mm256_loadu_ps(y), sums, scales, scale));
+}
+
+static void units_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
+                       float *y) {
+    fired f;
+    (void)units; /* integer groups are whole */
+    if (!find_fired_int(w + 2 * (int64_t)width, width, a, &f)) return;
+    ask_for(&f, first, first + AHEAD, last);
+    for (int32_t o = first; o < last; o += PLM_BLOCK) {
+        if (o % LINE == 0) ask_for(&f, o + AHEAD, o + AHEAD + LINE, last);
+        __m256i sum[4]; /* 0: outputs 0..3 and 8..11, 1: 4..7 and 12..15; 2 and 3: the same of 16..31 */
+        for (int i = 0; i < 4; i++) sum[i] = _mm256_setzero_si256();
+        for (int32_t k = 0; k < f.count; k += 2) {
+            __m256i q = two_words(f.q[k], f.q[k + 1]);
+            for (int i = 0; i < 2; i++) {
+                __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(f.row[k] + o + 16 * i)));
+                __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(f.row[k + 1] + o + 16 * i)));
+                sum[2 * i] = _mm256_add_epi32(sum[2 * i], _mm256_madd_epi16(_mm256_unpacklo_epi16(w0, w1), q));
+                sum[2 * i + 1] = _mm256_add_epi32(sum[2 * i + 1], _mm256_madd_epi16(_mm256_unpackhi_epi16(w0, w1), q));
+            }
+        }
+        for (int i = 0; i < 4; i++) {
+            __m256i eight = i % 2 ? _mm256_permute2x128_si256(sum[i - 1], sum[i], 0x31)
+                                  : _mm256_permute2x128_si256(sum[i], sum[i + 1], 0x20);
+            add_sums(y + o + 8 * i, eight, w + 2 * (int64_t)(o + 8 * i), f.scale);
+        }
+    }
+}
+
+/* Sums of the 64 outputs whose bytes lie at `at` in every row, or of 32 where that is all there is. Register i has
+ * outputs 4 i .. 4 i + 3 of the first 32 below, of the second 32 above. */
+static inline void sum_q4_0(const fired *f, int64_t at, int both, __m256i *sum) {
+    for (int i = 0; i < 8; i++) sum[i] = _mm256_set1_epi32(-8 * f->sum);
+    for (int32_t from = 0; from < f->count; from += 16) { /* as many as 16-bit sums can hold: see tile_q4_0 */
+        int32_t to = f->count < from + 16 ? f->count : from + 16;
+        __m256i top[4], bottom[4];
+        for (int i = 0; i < 4; i++) top[i] = _mm256_setzero_si256(), bottom[i] = _mm256_set1_epi16(BOTTOM);
+        for (int32_t k = from; k < to; k += 2) {
+            const uint8_t *p0 = f->row[k] + at, *p1 = f->row[k + 1] + at;
+            __m256i w0 = both ? load32(p0) : _mm256_castsi128_si256(_mm_loadu_si128((const void *)p0));
+            __m256i w1 = both ? load32(p1) : _mm256_castsi128_si256(_mm_loadu_si128((const void *)p1));
+            __m256i near = _mm256_unpacklo_epi8(w0, w1), far = _mm256_unpackhi_epi8(w0, w1);
+            __m256i v[4] = {nibbles_low(near), nibbles_low(far), nibbles_high(near), nibbles_high(far)};
+            __m256i q_top = two_bytes(f->q[k] >> 8, f->q[k + 1] >> 8), q_bottom = two_bytes(f->q[k], f->q[k + 1]);
+            for (int i = 0; i < 4; i++) {
+                top[i] = add_products(top[i], v[i], q_top);
+                bottom[i] = add_products(bottom[i], q_bottom, v[i]);
+            }
+        }
+        for (int i = 0; i < 8; i++) {
+            __m256i pairs = i % 2 ? _mm256_unpackhi_epi16(bottom[i / 2], top[i / 2])
+                                  : _mm256_unpacklo_epi16(bottom[i / 2], top[i / 2]);
+            __m256i wide = _mm256_madd_epi16(pairs, two_words(1, 256));
+            sum[i] = _mm256_add_epi32(sum[i], _mm256_sub_epi32(wide, _mm256_set1_epi32(BOTTOM)));
+        }
+    }
+}
+
+static void units_q4_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
+                       float *y) {
+    fired f;
+    (void)units;
+    if (!find_fired_int(w + 2 * (int64_t)width, width / 2, a, &f)) return;
+    ask_for(&f, first / 2, first / 2 + AHEAD, last / 2);
+    for (int32_t o = first; o < last; o += 64) {
+        if (o % (2 * LINE) == 0) ask_for(&f, o / 2 + AHEAD, o / 2 + AHEAD + LINE, last / 2);
+        __m256i sum[8];
+        if (last - o >= 64)
+            sum_q4_0(&f, o / 2, 1, sum);
+        else
+            sum_q4_0(&f, o / 2, 0, sum);
+        for (int i = 0; i < 4; i++) {
+            int32_t at = o + 8 * i;
+            add_sums(y + at, _mm256_permute2x128_si256(sum[2 * i], sum[2 * i + 1], 0x20), w + 2 * (int64_t)at, f.scale);
+            if (last - o < 64) continue;
+            at += 32;
+            add_sums(y + at, _mm256_permute2x128_si256(sum[2 * i], sum[2 * i + 1], 0x31), w + 2 * (int64_t)at, f.scale);
+        }
+    }
+}
+
+const plm_isa plm_avx2 = {
+    .name = "avx2",
+    .tile = {tile_f32, tile_f16, tile_bf16, tile_q8_0, tile_q4_0},
+    .row = {row_f32, row_f16, row_bf16, row_q8_0, row_q4_0},
+    .add_row = {add_f32, add_f16, add_bf16, add_q8_0, add_q4_0},
+    .units = {units_f32, units_f16, units_bf16, units_q8_0, units_q4_0},
+    .pack = pack,
+    .dot = dot,
+    .add = add,
+    .widen = widen,
+};
