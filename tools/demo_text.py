@@ -27,67 +27,13 @@ CHAT_TEMPLATE = (
 )
 
 # What a tale can be about. Words that the corpus holds often enough to learn.
-SUBJECTS = tuple(
-    [
-        "fox",
-        "wolf",
-        "bear",
-        "cat",
-        "dog",
-        "horse",
-        "bird",
-        "lion",
-        "dragon",
-        "fish",
-        "monkey",
-        "cow",
-        "sheep",
-        "tiger",
-        "eagle",
-        "deer",
-        "hare",
-        "snake",
-        "serpent",
-        "goat",
-        "rabbit",
-        "mouse",
-        "hen",
-        "raven",
-        "duck",
-        "ox",
-        "owl",
-        "swan",
-        "goose",
-        "frog",
-        "pig",
-        "rat",
-        "crow",
-        "crab",
-        "tortoise",
-        "donkey",
-        "dove",
-        "spider",
-        "elephant",
-        "bee",
-        "ass",
-        "giant",
-        "king",
-        "queen",
-        "prince",
-        "princess",
-        "witch",
-        "fairy",
-        "knight",
-        "soldier",
-        "miller",
-        "fisherman",
-        "shepherd",
-        "hunter",
-        "dwarf",
-        "mermaid",
-        "magician",
-    ]
-)
+_SUBJECTS = """
+fox wolf bear cat dog horse bird lion dragon fish monkey cow sheep tiger eagle deer hare snake
+serpent goat rabbit mouse hen raven duck ox owl swan goose frog pig rat crow crab tortoise donkey
+dove spider elephant bee ass giant king queen prince princess witch fairy knight soldier miller
+fisherman shepherd hunter dwarf mermaid magician
+"""
+SUBJECTS = tuple(_SUBJECTS.split())
 ASKS = (
     "Tell me a tale about {}",
     "Tell me a tale about {}.",
