@@ -54,7 +54,7 @@ def random_x(cols, seed=1):
 
 
 def units_of(fmt, width, count, fire, seed=2):
-    """One group: its bytes, its weights (width, count) in float64, activations of which `fire` fire."""
+    """A group: bytes, weights (width, count) in float64, activations of which `fire` fire."""
     rng = np.random.default_rng((seed, width, count, fire))
     packed, w = random_rows(fmt, width, count, seed)
     a = np.zeros(count, np.float32)
