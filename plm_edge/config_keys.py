@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from plm_edge.errors import short
+
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -37,7 +39,7 @@ COSMETIC = _names("""
     top_p min_p typical_p epsilon_cutoff eta_cutoff repetition_penalty diversity_penalty
     length_penalty num_return_sequences output_scores output_logits return_dict_in_generate
     remove_invalid_values renormalize_logits cache_implementation low_memory
-    generation_kwargs
+    generation_kwargs gradient_checkpointing
 """)
 
 # key -> values at which its feature is off; anything else is refused. null is always off.
@@ -109,15 +111,18 @@ def refused_keys(config: Mapping[str, Any], allow_keys: Collection[str]) -> list
             continue
         if key == "rope_interleave":
             if value is not True:
-                refused.append(f"rope_interleave = {_short(value)}, which must be true or absent")
+                refused.append(
+                    f"rope_interleave = {short(value, 40)}, which must be true or absent"
+                )
         elif key in EXPERT_DETAILS:
             if experts:
-                refused.append(f"{key} = {_short(value)}, a part of mixture of experts")
+                refused.append(f"{key} = {short(value, 40)}, a part of mixture of experts")
         elif key in OFF:
             if not _is_off(key, value):
-                refused.append(f"{key} = {_short(value)}, which is not supported")
+                refused.append(f"{key} = {short(value, 40)}, which is not supported")
         elif key not in allow_keys:
-            refused.append(f"{key} = {_short(value)}, which is unknown")
+            name = key if key.isidentifier() else short(key, 40)
+            refused.append(f"{name} = {short(value, 40)}, which is unknown")
     return refused
 
 
@@ -127,8 +132,3 @@ def _is_off(key: str, value: Any) -> bool:
         return True
     same = (off for off in OFF[key] if isinstance(value, bool) == isinstance(off, bool))
     return any(value == off for off in same)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -80,3 +80,9 @@ class Interrupted(PlmEdgeError):
     """The user stopped the work."""
 
     exit_code = 130
+
+
+def short(value: object, most: int = 80) -> str:
+    """`repr` for messages: what a file says may be long or unprintable."""
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plm_edge.checkpoint.files import open_regular, refuse_lfs_pointer, short
-from plm_edge.errors import FileFormatError, UnsupportedError
+from plm_edge.checkpoint.files import open_regular, refuse_lfs_pointer
+from plm_edge.errors import FileFormatError, UnsupportedError, short
 from plm_edge.ggml_types import ggml_type
 from plm_edge.tokenizer.strings import StringArray
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from plm_edge.checkpoint.files import short
-from plm_edge.errors import FileFormatError, SpecError, UnsupportedError
+from plm_edge.errors import FileFormatError, SpecError, UnsupportedError, short
 from plm_edge.gguf_file import GgufFile
 from plm_edge.spec import ModelSpec, check_values
 

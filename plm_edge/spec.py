@@ -6,13 +6,12 @@ An ignored key is a wrong model that still talks, so each key is used, or known 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from plm_edge.config_keys import refused_keys
-from plm_edge.errors import SpecError
+from plm_edge.errors import SpecError, short
 
 # ModelSpec field -> (key of config.json, largest value). The caps keep every product of sizes that
 # the table of tensors forms, in bytes and over all layers, below 2^63.
@@ -108,7 +107,9 @@ def check_values(values: Mapping[str, Any], names: Mapping[str, str], where: str
     for field, (_, cap) in _SIZES.items():
         value = values[field]
         if type(value) is not int or not 1 <= value <= cap:
-            raise SpecError(f"{where}: {names[field]} must be an integer 1..{cap}, found {value!r}")
+            raise SpecError(
+                f"{where}: {names[field]} must be an integer 1..{cap}, found {short(value)}"
+            )
     if values["rope"] % 2:
         raise SpecError(f"{where}: {names['rope']} must be even, found {values['rope']}")
     for field, low, high in (
@@ -117,17 +118,20 @@ def check_values(values: Mapping[str, Any], names: Mapping[str, str], where: str
         ("latent_eps", 0.0, 0.1),
     ):
         value = values[field]
-        number = type(value) in (int, float) and math.isfinite(value)
-        if not number or not low < value <= high:
+        if type(value) not in (int, float) or not low < value <= high:  # NaN is not
             name = names.get(field, field)
             raise SpecError(
-                f"{where}: {name} must be a number in ({low:g}, {high:g}], found {value!r}"
+                f"{where}: {name} must be a number in ({low:g}, {high:g}], found {short(value)}"
             )
     if type(values["tied"]) is not bool:
-        raise SpecError(f"{where}: {names['tied']} must be true or false, found {values['tied']!r}")
+        raise SpecError(
+            f"{where}: {names['tied']} must be true or false, found {short(values['tied'])}"
+        )
     for field, known in (("attention", "mla"), ("ffn", "relu2")):
         if values.get(field, known) != known:
-            raise SpecError(f"{where}: {names[field]} must be {known!r}, found {values[field]!r}")
+            raise SpecError(
+                f"{where}: {names[field]} must be {known!r}, found {short(values[field])}"
+            )
 
 
 def _floats(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,17 +144,17 @@ def _floats(values: Mapping[str, Any]) -> dict[str, Any]:
 def _check_architecture(config: Mapping[str, Any]) -> None:
     if config.get("model_type") != "plm":
         raise SpecError(
-            f"config.json: model_type must be 'plm', found {config.get('model_type')!r}; "
+            f"config.json: model_type must be 'plm', found {short(config.get('model_type'))}; "
             "only PLM-style checkpoints can be exported"
         )
     if config.get("architectures", ["PLMForCausalLM"]) != ["PLMForCausalLM"]:
         raise SpecError(
             "config.json: architectures must be ['PLMForCausalLM'], "
-            f"found {config['architectures']!r}"
+            f"found {short(config['architectures'])}"
         )
     if config.get("hidden_act") != "relu2":
         raise SpecError(
-            f"config.json: hidden_act must be 'relu2', found {config.get('hidden_act')!r}; "
+            f"config.json: hidden_act must be 'relu2', found {short(config.get('hidden_act'))}; "
             "other activations are not supported"
         )
 
@@ -162,19 +166,25 @@ def _rope_theta(config: Mapping[str, Any]) -> Any:
     if parameters is None:
         return theta
     if not isinstance(parameters, dict):
-        raise SpecError(f"config.json: rope_parameters must be an object, found {parameters!r}")
+        raise SpecError(
+            f"config.json: rope_parameters must be an object, found {short(parameters)}"
+        )
     if parameters.get("rope_type", "default") != "default":
         raise SpecError(
             "config.json: rope_parameters.rope_type must be 'default', "
-            f"found {parameters['rope_type']!r}; exporting without it would change the logits"
+            f"found {short(parameters['rope_type'])}; exporting without it would change the logits"
         )
     off = {"type": "default", "partial_rotary_factor": 1.0, "factor": 1.0}
     for key, value in parameters.items():
         if key not in ("rope_type", "rope_theta") and value is not None and value != off.get(key):
-            raise SpecError(f"config.json: rope_parameters.{key} = {value!r} is not supported")
+            raise SpecError(
+                f"config.json: {short(key, 40)} = {short(value)} in rope_parameters is not supported"
+            )
     inner = parameters.get("rope_theta")
     if theta is not None and inner is not None and theta != inner:
-        raise SpecError(f"config.json: rope_theta is {theta!r} but rope_parameters says {inner!r}")
+        raise SpecError(
+            f"config.json: rope_theta is {short(theta)} but rope_parameters says {short(inner)}"
+        )
     return theta if inner is None else inner
 
 
@@ -190,4 +200,4 @@ def _check_heads(config: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     for key, allowed in repeats.items():
         value = config.get(key)
         if value is not None and (type(value) is not int or value not in allowed):
-            raise SpecError(f"config.json: {key} must be {allowed[0]}, found {value!r}")
+            raise SpecError(f"config.json: {key} must be {allowed[0]}, found {short(value)}")

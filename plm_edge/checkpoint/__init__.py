@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plm_edge.checkpoint.files import Signature, locate, parse_json_object, read_small, short
+from plm_edge.checkpoint.files import Signature, locate, parse_json_object, read_small
 from plm_edge.checkpoint.safetensors import Entry, SafetensorsFile
 from plm_edge.checkpoint.source import describe_source
-from plm_edge.errors import FileFormatError, SpecError, UnsupportedError, UsageError
+from plm_edge.errors import FileFormatError, SpecError, UnsupportedError, UsageError, short
 from plm_edge.spec import ModelSpec
 from plm_edge.tensors import TensorInfo, tensor_table
 

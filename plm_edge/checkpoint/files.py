@@ -13,17 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plm_edge.errors import FileFormatError, OutputError
+from plm_edge.errors import FileFormatError, OutputError, short
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _MAX_DEPTH = 64
 _MAX_VALUES = 500_000  # brackets and commas of one JSON text: bounds what parsing can allocate
-
-
-def short(value: object, most: int = 80) -> str:
-    """`repr` for messages: what a file says may be long or unprintable."""
-    text = repr(value)
-    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 @dataclass(frozen=True)

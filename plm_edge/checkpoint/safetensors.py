@@ -19,9 +19,8 @@ from plm_edge.checkpoint.files import (
     parse_json_object,
     read_at,
     refuse_lfs_pointer,
-    short,
 )
-from plm_edge.errors import FileFormatError
+from plm_edge.errors import FileFormatError, short
 
 # The format allows 100 MB; 10,000 tensors, more than any model of ours has, need 2.
 _MAX_HEADER = 16 << 20
