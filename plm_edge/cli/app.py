@@ -1,0 +1,120 @@
+"""All commands together, and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import plm_edge
+from plm_edge.cli.chat import command as chat
+from plm_edge.cli.devices import app as devices
+from plm_edge.cli.export import command as export
+from plm_edge.cli.plan import command as plan
+from plm_edge.cli.synth import command as synth
+from plm_edge.cli.verify import command as verify
+from plm_edge.errors import DoesNotFit, Interrupted, OutputError, PlmEdgeError
+
+INTERNAL_ERROR = 70
+BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
+
+
+class Group(TyperGroup):
+    """Runs a command; what the user can cause is one line on stderr."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Call the command, and turn its errors into exit codes."""
+        try:
+            return super().invoke(ctx)
+        except PlmEdgeError as error:
+            fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            fail("interrupted", Interrupted.exit_code)
+        except BrokenPipeError:
+            raise typer.Exit(BROKEN_PIPE) from None
+        except MemoryError:
+            fail("the memory of this machine is used up", DoesNotFit.exit_code)
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            fail(f"{place}{error.strerror or error}", OutputError.exit_code)
+
+
+def fail(message: str, code: int) -> None:
+    """One line on stderr, then the exit code."""
+    print("plm-edge:", " ".join(message.split("\n")), file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print("plm-edge", plm_edge.__version__)
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="plm-edge",
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Small MLA language models on consumer GPUs, phones and Raspberry Pis.
+
+    MODEL is a Hugging Face folder or hub id, a bundle, a .gguf file, or `demo`.
+    """
+
+
+app.command("export")(export)
+app.command("chat")(chat)
+app.command("plan")(plan)
+app.add_typer(devices, name="devices")
+app.command("verify")(verify)
+app.command("synth")(synth)
+
+
+def run() -> None:
+    """Run the command of sys.argv and end the process."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows `?`
+            stream.reconfigure(errors="replace")
+    try:
+        code = _exit_code()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = BROKEN_PIPE
+    if code == BROKEN_PIPE:  # the interpreter flushes once more at its end: let that go nowhere
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _exit_code() -> int:
+    try:
+        app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        return Interrupted.exit_code
+    except BrokenPipeError:
+        raise
+    except Exception:
+        traceback.print_exc()
+        print("plm-edge: internal error; please report the lines above", file=sys.stderr)
+        return INTERNAL_ERROR
+    return 0

@@ -1,0 +1,173 @@
+"""plm-edge chat: a conversation in the terminal, or one answer in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from plm_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from plm_edge.runtime import Session
+    from plm_edge.runtime.chat import ChatStats
+    from plm_edge.runtime.conversation import Conversation
+
+DEMO = "demo"
+DEMO_PROMPT = "Tell me a tale about a fox"  # where nobody is there to ask
+
+
+def command(
+    model: Annotated[
+        str, typer.Argument(help="Hugging Face folder, hub id, bundle, .gguf, or demo.")
+    ] = DEMO,
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", help="Answer this and end; - reads stdin.")
+    ] = None,
+    system: Annotated[str | None, typer.Option("-sys", "--system", help="System prompt.")] = None,
+    predict: Annotated[
+        int | None, typer.Option("-n", "--predict", help="Most tokens of an answer; -1: no limit.")
+    ] = None,
+    n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
+    cache_type: Annotated[
+        str | None, typer.Option("-ctk", "--cache-type", help="f16 or f32.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("-t", "--threads")] = None,
+    backend: Annotated[str, typer.Option(help="auto or native.")] = "auto",
+    isa: Annotated[str | None, typer.Option(help="Kernel set; the best of this CPU.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temp", help="0: the likeliest token.  [default: 0.7]")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="0: off.  [default: 40]")] = None,
+    top_p: Annotated[float | None, typer.Option(help="1: off.  [default: 0.95]")] = None,
+    min_p: Annotated[float | None, typer.Option(help="0: off.  [default: 0.05]")] = None,
+    repeat_penalty: Annotated[float | None, typer.Option(help="1: off.  [default: 1]")] = None,
+    seed: Annotated[
+        int | None, typer.Option("-s", "--seed", help="Same seed, same text; -1: a new one.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="End an answer before this text; repeatable.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Allow -c above the trained context.")
+    ] = False,
+    saved: Annotated[
+        Path | None, typer.Option("--load", help="Continue a conversation that /save wrote.")
+    ] = None,
+) -> None:
+    """Chat with a model; /help lists the commands of the terminal."""
+    settings = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repeat_penalty": repeat_penalty,
+        "seed": None if seed == -1 else seed,
+        "max_tokens": None if predict == -1 else predict,
+    }
+    talk = conversation(saved, settings, tuple(stop or ()), system)
+    question = _whole_stdin() if prompt == "-" else prompt
+    if question is not None and not question.strip():
+        raise UsageError("the prompt is empty; give it a text to answer")
+    session = open_session(model, backend, threads, n_ctx, cache_type, isa, force)
+    with session:
+        if question is not None:
+            _answer(talk, session, question)
+        elif sys.stdin.isatty():
+            from plm_edge.cli.terminal import Terminal
+
+            raise typer.Exit(Terminal(session, talk, model).run())
+        else:
+            _answer_lines(talk, session, model)
+
+
+def conversation(
+    saved: Path | None, settings: dict[str, Any], stop: tuple[str, ...], system: str | None
+) -> Conversation:
+    """A new or a saved conversation with the settings that were given on the command line."""
+    from plm_edge.runtime.conversation import Conversation
+    from plm_edge.runtime.stream import check_stops
+
+    talk = Conversation.load(saved) if saved is not None else Conversation()
+    for name, value in settings.items():
+        if value is not None:
+            talk.set(name, value)
+    if stop:
+        talk.stop = check_stops(stop)
+    if system is not None:
+        talk.set_system(system)
+    return talk
+
+
+def open_session(
+    model: str,
+    backend: str,
+    threads: int | None,
+    n_ctx: int | None,
+    cache_type: str | None,
+    isa: str | None,
+    force: bool,
+) -> Session:
+    """Prepare and load; with force the context may be longer than the model was trained for."""
+    from plm_edge import runtime
+    from plm_edge.cli.prepare import prepare, spec_of
+    from plm_edge.cli.progress import Progress
+
+    progress = Progress(f"export {model} for this machine")
+    path = prepare(model, progress)
+    progress.done()
+    trained = spec_of(path).n_ctx_train
+    if n_ctx is None or n_ctx <= trained:
+        return runtime.load(path, backend, threads, n_ctx, cache_type, isa)
+    if not force:
+        raise UsageError(
+            f"-c {n_ctx} is more than the {trained} tokens the model was trained for; "
+            "use fewer, or --force"
+        )
+    with runtime.load(path, backend, threads, None, cache_type, isa) as session:
+        return session.model.session(n_ctx, session.cache_type, session.threads, isa)
+
+
+def _answer(talk: Conversation, session: Session, question: str) -> None:
+    """One answer on stdout, its numbers on stderr."""
+    _write(talk.ask(session, question))
+    if talk.answer is not None:
+        print(stats_line(talk.answer.stats), file=sys.stderr)
+
+
+def _answer_lines(talk: Conversation, session: Session, model: str) -> None:
+    """Each line of stdin is a turn."""
+    asked = False
+    for line in sys.stdin:
+        if line.strip():
+            asked = True
+            _answer(talk, session, line.strip())
+    if not asked:
+        if model != DEMO:
+            raise UsageError("stdin holds no prompt; pipe one in or use -p")
+        print(f"> {DEMO_PROMPT}", file=sys.stderr)
+        _answer(talk, session, DEMO_PROMPT)
+
+
+def _write(pieces: Iterator[str]) -> None:
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print(flush=True)
+
+
+def _whole_stdin() -> str:
+    return sys.stdin.read()
+
+
+def stats_line(stats: ChatStats) -> str:
+    """The numbers of one answer; what was not measured is left out."""
+    parts = [f"prompt {stats.prompt_tokens} tokens, {stats.cached_tokens} of them cached"]
+    if stats.first_token_s is not None:
+        parts.append(f"first after {stats.first_token_s:.2f} s")
+    parts.append(f"answer {stats.generated_tokens} tokens")
+    if stats.tokens_per_s is not None:
+        parts.append(f"{stats.tokens_per_s:.1f} tokens/s")
+    return f"[{'; '.join(parts)}; seed {stats.seed}; {stats.reason or 'failed'}]"

@@ -1,0 +1,66 @@
+"""plm-edge devices: the machines that are known, and this one."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from plm_edge.devices import DeviceProfile
+
+app = typer.Typer(help="List the known machines, show one, or detect this one.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback(invoke_without_command=True)
+def default(ctx: typer.Context, as_json: Json = False) -> None:
+    """List the known machines, show one, or detect this one."""
+    if ctx.invoked_subcommand is None:
+        list_(as_json)
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """Names of the profiles, with their aliases."""
+    from plm_edge import devices
+
+    if as_json:
+        print(json.dumps({"names": devices.names(), "aliases": devices.ALIASES}, indent=2))
+        return
+    for name in devices.names():
+        aliases = [alias for alias, target in devices.ALIASES.items() if target == name]
+        title = "this machine" if name == "host" else devices.load(name).name
+        print(f"{name:16}{title}" + (f" (also: {', '.join(aliases)})" if aliases else ""))
+
+
+@app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="A profile, an alias, `host` or a .toml file.")],
+    as_json: Json = False,
+) -> None:
+    """Every number of one machine, with its source."""
+    from plm_edge import devices
+
+    _print(devices.load(name), as_json)
+
+
+@app.command("detect")
+def detect(as_json: Json = False) -> None:
+    """What this machine offers to a program now."""
+    from plm_edge import devices
+
+    _print(devices.detect(), as_json)
+
+
+def _print(profile: DeviceProfile, as_json: bool) -> None:
+    facts = profile.to_dict()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    sources = facts.pop("source")
+    for key, value in facts.items():
+        shown = f"{value:,}".replace(",", "_") if isinstance(value, int) else value
+        print(f"{key:18}{shown!s:18}{sources.get(key, '')}".rstrip())

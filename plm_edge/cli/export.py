@@ -1,0 +1,63 @@
+"""plm-edge export: a checkpoint becomes a bundle for a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from plm_edge.bundle import Manifest
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Hugging Face folder, hub id, or demo.")],
+    target: Annotated[str, typer.Option("--target", help="A device: see plm-edge devices.")],
+    layout: Annotated[str, typer.Option(help="latent, or plm for llama.cpp.")] = "latent",
+    quant: Annotated[
+        str | None, typer.Option(help="F32, F16, BF16, Q8_0 or Q4_0; the best that fits.")
+    ] = None,
+    n_ctx: Annotated[
+        int | None, typer.Option("-c", "--ctx", help="Tokens of context; as trained, if it fits.")
+    ] = None,
+    allow_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A key of config.json known to change nothing."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The folder to write; named after the model.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier bundle.")] = False,
+) -> None:
+    """Export a model for a device."""
+    from plm_edge.cli.progress import Progress
+    from plm_edge.exporters import export
+
+    if out is None:
+        name = "demo" if model == "demo" else Path(model.rstrip("/")).name
+        out = Path(f"{name}-{Path(target).stem}")
+    progress = Progress("export")
+    manifest = export(
+        model,
+        target,
+        out,
+        quant=quant,
+        layout=layout,
+        n_ctx=n_ctx,
+        allow_keys=tuple(allow_key or ()),
+        force=force,
+        progress=progress,
+    )
+    progress.done()
+    print_bundle(out, manifest)
+
+
+def print_bundle(out: Path, manifest: Manifest) -> None:
+    """What was written, and what it will take."""
+    plan = manifest.plan
+    print(f"{plan['quant']} in layout {plan['layout']}, context {plan['n_ctx']} tokens")
+    for file in manifest.files:
+        print(f"{file.size:>14,} bytes  {file.name}")
+    print(f"{plan['budget']['cache']:>14,} bytes  cache for the whole context")
+    print(f"wrote {out}; talk to it: plm-edge chat {out}")

@@ -1,0 +1,104 @@
+"""From what a user calls a model to something that can be loaded: exported first, if it must be.
+
+Exports for this machine are kept in the cache folder, one for each source, choice and version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import plm_edge
+from plm_edge.bundle import MANIFEST
+
+if TYPE_CHECKING:
+    from plm_edge.runtime import Session
+    from plm_edge.spec import ModelSpec
+
+Progress = Callable[[int, int], None]  # bytes done, bytes of all
+
+
+def load(
+    path: str | Path,
+    backend: str = "auto",
+    threads: int | None = None,
+    n_ctx: int | None = None,
+    cache_type: str | None = None,
+    isa: str | None = None,
+) -> Session:
+    """A session on a model: a bundle, a .gguf file, a Hugging Face folder or hub id, or `demo`.
+
+    What is no bundle and no .gguf file is exported for this machine first, into the cache folder.
+    """
+    from plm_edge import runtime
+
+    return runtime.load(prepare(str(path)), backend, threads, n_ctx, cache_type, isa)
+
+
+def prepare(model: str, progress: Progress | None = None) -> Path:
+    """The bundle or .gguf file to load for `model`."""
+    found = find(model)
+    if found.is_file() or (found / MANIFEST).exists():
+        return found
+    folder = cache_folder() / cache_key(found)
+    if not (folder / MANIFEST).exists():
+        from plm_edge.exporters import export
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Only an unfinished or foreign folder can be there: it is no model, and ours to replace.
+        export(str(found), "host", folder, force=True, progress=progress)
+    return folder
+
+
+def find(model: str) -> Path:
+    """The folder or file that `model` means; a hub id is downloaded."""
+    from plm_edge.checkpoint.hub import resolve_model
+
+    return resolve_model(model)
+
+
+def spec_of(found: Path) -> ModelSpec:
+    """The spec of a bundle, a .gguf file or a Hugging Face folder."""
+    if (found / MANIFEST).exists():
+        from plm_edge.bundle import read_bundle
+
+        return read_bundle(found).spec
+    if found.is_file():
+        from plm_edge.gguf_file import GgufFile
+        from plm_edge.gguf_spec import spec_from_gguf
+
+        file = GgufFile.open(found)
+        try:
+            return spec_from_gguf(file)
+        finally:
+            file.close()
+    from plm_edge.checkpoint import open_checkpoint
+
+    with open_checkpoint(found) as checkpoint:
+        return checkpoint.spec
+
+
+def cache_folder() -> Path:
+    """Where exports for this machine are kept."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "plm-edge"
+
+
+def cache_key(source: Path) -> str:
+    """Names an export: its files, their sizes and times, what they become, who made it."""
+    from plm_edge import devices
+    from plm_edge.plan import make_plan
+
+    plan = make_plan(spec_of(source), devices.detect())
+    home = source.resolve()
+    files = [
+        (path.name, status.st_size, status.st_mtime_ns)
+        for path in sorted(home.iterdir())
+        if path.is_file() and (status := path.stat())
+    ]
+    identity = [str(home), files, plan.layout, plan.quant, dict(plan.formats), plm_edge.__version__]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]

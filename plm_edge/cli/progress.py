@@ -1,0 +1,43 @@
+"""Progress of long work on stderr: a bar on a terminal, one line at the end elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+WIDTH = 30  # characters of the bar
+INTERVAL_S = 0.1
+
+
+class Progress:
+    """Call it with bytes done and bytes of all; `done` ends the line."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._tty = sys.stderr.isatty()
+        self._started = time.monotonic()
+        self._last = 0.0
+        self._total = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        self._total = total
+        if not self._tty or (now - self._last < INTERVAL_S and done < total):
+            return
+        self._last = now
+        share = done / total if total else 1.0
+        bar = "#" * round(share * WIDTH)
+        sizes = f"{done / 2**20:,.0f} of {total / 2**20:,.0f} MiB"
+        line = f"\r{self._label} [{bar:<{WIDTH}}] {share:4.0%} {sizes}"
+        print(line, end="", file=sys.stderr, flush=True)
+
+    def done(self) -> None:
+        """One last line; nothing if nothing was done."""
+        if not self._total:
+            return
+        seconds = time.monotonic() - self._started
+        start = "\r\x1b[K" if self._tty else ""
+        print(
+            f"{start}{self._label}: {self._total / 2**20:,.1f} MiB in {seconds:.1f} s",
+            file=sys.stderr,
+        )

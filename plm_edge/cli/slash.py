@@ -1,0 +1,132 @@
+"""The commands of the terminal chat: a table of name, usage and function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plm_edge.cli.chat import stats_line
+from plm_edge.errors import FileFormatError, UsageError
+from plm_edge.runtime.conversation import Conversation
+from plm_edge.runtime.stream import check_stops
+
+if TYPE_CHECKING:
+    from plm_edge.cli.terminal import Terminal
+
+SUFFIX = ".chat.json"
+_SHORT = {"temp": "temperature", "n": "max_tokens"}
+
+
+def run(terminal: Terminal, line: str) -> None:
+    """Run one line that begins with a slash."""
+    name, _, rest = line.partition(" ")
+    name = ALIASES.get(name, name)
+    if name not in COMMANDS:
+        raise UsageError(f"no command {name}; /help lists them")
+    COMMANDS[name][1](terminal, rest.strip())
+
+
+def _help(terminal: Terminal, _: str) -> None:
+    for name, (usage, _function) in COMMANDS.items():
+        terminal.note(f"{name} {usage}")
+    terminal.note('"""           begins and ends a text of several lines; so does \\ at its end')
+    terminal.note("Ctrl-C        stops the answer; twice leaves. Ctrl-D leaves")
+
+
+def _exit(_terminal: Terminal, _: str) -> None:
+    raise EOFError
+
+
+def _reset(terminal: Terminal, _: str) -> None:
+    terminal.talk.reset()
+    terminal.note("the conversation is forgotten; system prompt and settings stay")
+
+
+def _system(terminal: Terminal, text: str) -> None:
+    terminal.talk.set_system(text)
+    terminal.note("system prompt set" if text else "no system prompt")
+
+
+def _set(terminal: Terminal, text: str) -> None:
+    name, _, value = text.partition(" ")
+    value = value.strip()
+    if not value:
+        raise UsageError("/set needs a name and a value; /show lists them")
+    name = name.lstrip("-").replace("-", "_")
+    name = _SHORT.get(name, name)
+    if name == "stop":
+        terminal.talk.stop = () if value == "none" else check_stops([value])
+    else:
+        terminal.talk.set(name, _number(name, value))
+    terminal.note(f"{name} = {terminal.talk.settings()[name]}")
+
+
+def _number(name: str, value: str) -> float | int | None:
+    if value == "none":
+        return None
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    raise UsageError(f"{name} must be a number or none, not {value!r}")
+
+
+def _show(terminal: Terminal, _: str) -> None:
+    session, talk = terminal.session, terminal.talk
+    terminal.note(f"model {terminal.model}")
+    terminal.note(
+        f"context {session.n_past} of {session.n_ctx} tokens, cache {session.cache_bytes:,} bytes"
+    )
+    terminal.note(f"system {talk.system() or 'none'}")
+    for name, value in talk.settings().items():
+        terminal.note(f"{name} {'none' if value in (None, []) else value}")
+
+
+def _regen(terminal: Terminal, _: str) -> None:
+    terminal.say(terminal.talk.regenerate(terminal.session, terminal.notice))
+
+
+def _stats(terminal: Terminal, _: str) -> None:
+    answer = terminal.talk.answer
+    terminal.note(stats_line(answer.stats) if answer else "no answer yet")
+
+
+def _save(terminal: Terminal, name: str) -> None:
+    path = _path(name)
+    if path.exists():
+        try:
+            Conversation.load(path)
+        except FileFormatError:
+            raise UsageError(f"{path} is no conversation; choose another name") from None
+    terminal.talk.save(path)
+    terminal.note(f"saved {len(terminal.talk.messages)} messages in {path}")
+
+
+def _load(terminal: Terminal, name: str) -> None:
+    path = _path(name)
+    terminal.talk = Conversation.load(path)
+    terminal.note(f"loaded {len(terminal.talk.messages)} messages from {path}")
+
+
+def _path(name: str) -> Path:
+    if not name:
+        raise UsageError("the command needs a file name")
+    path = Path(name).expanduser()
+    return path if path.suffix else path.with_name(path.name + SUFFIX)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Terminal, str], None]]] = {
+    "/help": ("        this list", _help),
+    "/exit": ("        leave", _exit),
+    "/reset": ("       forget the conversation", _reset),
+    "/system": ("TEXT  set the system prompt; no text removes it", _system),
+    "/set": ("NAME VALUE  change a setting", _set),
+    "/show": ("        model, context, settings", _show),
+    "/regen": ("       answer the last question again", _regen),
+    "/stats": ("       numbers of the last answer", _stats),
+    "/save": ("FILE    write conversation and settings", _save),
+    "/load": ("FILE    continue a saved conversation", _load),
+}
+ALIASES = {"/?": "/help", "/bye": "/exit", "/quit": "/exit", "/clear": "/reset"}

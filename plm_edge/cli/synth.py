@@ -1,0 +1,38 @@
+"""plm-edge synth: a model of true shape with seeded weights, for benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
+    shape: Annotated[str, typer.Option(help="Which model's shape.")] = "plm-1.8b",
+    zeros: Annotated[float, typer.Option(help="Share of idle feed-forward units.")] = 0.8,
+    quant: Annotated[str, typer.Option(help="F32, F16, BF16, Q8_0 or Q4_0.")] = "Q4_0",
+    layout: Annotated[str, typer.Option(help="latent or plm.")] = "latent",
+    seed: Annotated[int, typer.Option("-s", "--seed")] = 0,
+    n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier bundle.")] = False,
+) -> None:
+    """Write a model of true shape with seeded weights."""
+    from plm_edge.cli.progress import Progress
+    from plm_edge.exporters.synth import synth
+
+    progress = Progress("synth")
+    manifest = synth(
+        shape,
+        out,
+        zeros=zeros,
+        quant=quant,
+        layout=layout,
+        seed=seed,
+        n_ctx=n_ctx,
+        force=force,
+        progress=progress,
+    )
+    progress.done()
+    print(manifest)
