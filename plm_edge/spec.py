@@ -178,7 +178,7 @@ def _rope_theta(config: Mapping[str, Any]) -> Any:
     for key, value in parameters.items():
         if key not in ("rope_type", "rope_theta") and value is not None and value != off.get(key):
             raise SpecError(
-                f"config.json: {short(key, 40)} = {short(value)} in rope_parameters is not supported"
+                f"config.json: rope_parameters has {short(key, 40)} = {short(value)}, not supported"
             )
     inner = parameters.get("rope_theta")
     if theta is not None and inner is not None and theta != inner:
