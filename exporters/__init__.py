@@ -48,7 +48,7 @@ def export(
         source = from_checkpoint(checkpoint)
         if out is None:
             name = str(source.description["name"]).rsplit("/", 1)[-1]
-            out = f"{name}-{plan.target}"
+            out = f"{name}-{Path(target).stem}"
         return write_bundle(source, plan, Path(out), force=force, progress=progress)
 
 
