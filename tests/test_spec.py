@@ -178,7 +178,7 @@ def test_rope_parameters_alone_as_transformers_5_writes() -> None:
 def test_unknown_key_is_refused_unless_allowed() -> None:
     with pytest.raises(SpecError, match=r"final_logit_softcapping = 30\.0, which is unknown"):
         ModelSpec.from_config(PLM | {"final_logit_softcapping": 30.0})
-    with pytest.raises(SpecError, match=re.escape(r"'two\nlines' = 1, which is unknown"):
+    with pytest.raises(SpecError, match=re.escape(r"'two\nlines' = 1, which is unknown")):
         ModelSpec.from_config(PLM | {"two\nlines": 1})
     allowed = ModelSpec.from_config(PLM | {"my_note": "x"}, allow_keys={"my_note"})
     assert allowed == ModelSpec.from_config(PLM)
