@@ -115,7 +115,7 @@ static inline __m256i add_products(__m256i sum, __m256i bytes, __m256i signed_by
     return _mm256_add_epi16(sum, _mm256_maddubs_epi16(bytes, signed_bytes));
 }
 
-static inline __m256i four_bytes(const uint8_t *p) {
+static inline __m256i four_bytes(const void *p) {
     int32_t four;
     memcpy(&four, p, sizeof four);
     return _mm256_set1_epi32(four);
@@ -134,6 +134,7 @@ static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, floa
 
         __m256i tops[2], bottoms[2]; /* of rows 0..7 and 8..15 */
         for (int i = 0; i < 2; i++) tops[i] = _mm256_setzero_si256(), bottoms[i] = _mm256_set1_epi16(BOTTOM);
+#pragma GCC unroll 1 /* unrolled, the sums no longer fit into registers */
         for (int g = 0; g < 4; g++) {
             __m256i top_low = four_bytes(top + 4 * g), top_high = four_bytes(top + 16 + 4 * g);
             __m256i bottom_low = four_bytes(bottom + 4 * g), bottom_high = four_bytes(bottom + 16 + 4 * g);
@@ -178,30 +179,48 @@ static float row_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x) {
 }
 static float dot(const float *a, const float *b, int32_t n) { return row_float((const void *)a, n, b, PLM_F32); }
 
-/* The sum of the products of 32 values, each half of them 16 int16. */
-static inline int32_t block_sum(__m256i w0, __m256i w1, const int16_t *q) {
-    return sum8_int(_mm256_add_epi32(_mm256_madd_epi16(w0, load32(q)), _mm256_madd_epi16(w1, load32(q + 16))));
-}
-
-static float row_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
-    float y = 0.0f;
-    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 34) {
-        __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w + 2)));
-        __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w + 18)));
-        y += (float)block_sum(w0, w1, x->q + b * PLM_BLOCK) * (scale_at(w) * x->scale[b]);
+/* Products of a block of 32 values, as eight sums of four. */
+static inline __m256i block_products(const uint8_t *w, const int16_t *q, int format) {
+    __m128i bytes = _mm_loadu_si128((const void *)(w + 2));
+    __m256i w0, w1;
+    if (format == PLM_Q8_0) {
+        w0 = _mm256_cvtepi8_epi16(bytes);
+        w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w + 18)));
+    } else {
+        w1 = _mm256_cvtepu8_epi16(bytes);
+        w0 = nibbles_low(w1);
+        w1 = _mm256_srli_epi16(w1, 4);
     }
-    return y;
+    return _mm256_add_epi32(_mm256_madd_epi16(w0, load32(q)), _mm256_madd_epi16(w1, load32(q + 16)));
 }
 
-static float row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
-    float y = 0.0f;
-    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 18) {
-        __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)(w + 2)));
-        int32_t sum = block_sum(nibbles_low(bytes), _mm256_srli_epi16(bytes, 4), x->q + b * PLM_BLOCK) - 8 * x->sum[b];
+/* Four blocks a step; their results are added one after the other, as the scalar set does. */
+static inline float row_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int format) {
+    const int bytes = format == PLM_Q8_0 ? 34 : 18;
+    int32_t b = 0, blocks = cols / PLM_BLOCK;
+    float y = 0.0f, part[4];
+    for (; b + 4 <= blocks; b += 4, w += 4 * bytes) {
+        __m256i s[4];
+        for (int i = 0; i < 4; i++) s[i] = block_products(w + i * bytes, x->q + (b + i) * PLM_BLOCK, format);
+        __m256i halves = _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
+        __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+        if (format == PLM_Q4_0)
+            sums = _mm_sub_epi32(sums, _mm_slli_epi32(_mm_loadu_si128((const void *)(x->sum + b)), 3));
+        __m128 scales = _mm_setr_ps(scale_at(w), scale_at(w + bytes), scale_at(w + 2 * bytes), scale_at(w + 3 * bytes));
+        scales = _mm_mul_ps(scales, _mm_loadu_ps(x->scale + b));
+        _mm_storeu_ps(part, _mm_mul_ps(_mm_cvtepi32_ps(sums), scales));
+        for (int i = 0; i < 4; i++) y += part[i];
+    }
+    for (; b < blocks; b++, w += bytes) {
+        int32_t sum = sum8_int(block_products(w, x->q + b * PLM_BLOCK, format));
+        if (format == PLM_Q4_0) sum -= 8 * x->sum[b];
         y += (float)sum * (scale_at(w) * x->scale[b]);
     }
     return y;
 }
+
+static float row_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x) { return row_int(w, cols, x, PLM_Q8_0); }
+static float row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x) { return row_int(w, cols, x, PLM_Q4_0); }
 
 /* y[0..8) += a * values. */
 static inline void add8(float *y, __m256 a, __m256 values) {
@@ -299,7 +318,8 @@ typedef struct {
     const uint8_t *row[PLM_BLOCK];
     float a[PLM_BLOCK];
     int16_t q[PLM_BLOCK];
-    int32_t count, sum; /* of q */
+    uint8_t top[PLM_BLOCK], bottom[PLM_BLOCK]; /* of q */
+    int32_t count, sum;                        /* of q */
     float scale;
 } fired;
 
@@ -356,18 +376,24 @@ static inline int find_fired_int(const uint8_t *rows, int64_t bytes, const float
     int16_t q[PLM_BLOCK];
     pack(a, PLM_BLOCK, q, &f->scale, &f->sum);
     find_fired(rows, bytes, a, PLM_BLOCK, f);
-    for (int32_t n = 0, k = 0; n < PLM_BLOCK; n++)
-        if (a[n] != 0.0f) f->q[k++] = q[n];
+    for (int32_t n = 0, k = 0; n < PLM_BLOCK; n++) {
+        if (a[n] == 0.0f) continue;
+        f->top[k] = (uint8_t)(q[n] >> 8), f->bottom[k] = (uint8_t)q[n];
+        f->q[k++] = q[n];
+    }
     if (f->count % 2) {
         f->row[f->count] = f->row[f->count - 1];
-        f->q[f->count++] = 0;
+        f->q[f->count] = f->top[f->count] = f->bottom[f->count] = 0;
+        f->count++;
     }
     return f->count;
 }
 
-/* A pair of coefficients in every lane. */
-static inline __m256i two_words(int a, int b) { return _mm256_set1_epi32((a & 0xffff) | b * 0x10000); }
-static inline __m256i two_bytes(int a, int b) { return _mm256_set1_epi16((short)((a & 0xff) | b * 0x100)); }
+static inline __m256i two_bytes(const uint8_t *p) {
+    int16_t two;
+    memcpy(&two, p, sizeof two);
+    return _mm256_set1_epi16(two);
+}
 
 /* y[0..8) += sums of outputs whose scales lie at `scales`. */
 static inline void add_sums(float *y, __m256i sums, const uint8_t *scales, float scale) {
@@ -385,7 +411,7 @@ static void units_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t l
         __m256i sum[4]; /* 0: outputs 0..3 and 8..11, 1: 4..7 and 12..15; 2 and 3: the same of 16..31 */
         for (int i = 0; i < 4; i++) sum[i] = _mm256_setzero_si256();
         for (int32_t k = 0; k < f.count; k += 2) {
-            __m256i q = two_words(f.q[k], f.q[k + 1]);
+            __m256i q = four_bytes(f.q + k);
             for (int i = 0; i < 2; i++) {
                 __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(f.row[k] + o + 16 * i)));
                 __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(f.row[k + 1] + o + 16 * i)));
@@ -404,7 +430,7 @@ static void units_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t l
 /* Sums of the 64 outputs whose bytes lie at `at` in every row, or of 32 where that is all there is. Register i has
  * outputs 4 i .. 4 i + 3 of the first 32 below, of the second 32 above. */
 static inline void sum_q4_0(const fired *f, int64_t at, int both, __m256i *sum) {
-    for (int i = 0; i < 8; i++) sum[i] = _mm256_set1_epi32(-8 * f->sum);
+    for (int i = 0; i < 8; i++) sum[i] = _mm256_set1_epi32(-8 * f->sum - (f->count + 15) / 16 * BOTTOM);
     for (int32_t from = 0; from < f->count; from += 16) { /* as many as 16-bit sums can hold: see tile_q4_0 */
         int32_t to = f->count < from + 16 ? f->count : from + 16;
         __m256i top[4], bottom[4];
@@ -413,19 +439,20 @@ static inline void sum_q4_0(const fired *f, int64_t at, int both, __m256i *sum) 
             const uint8_t *p0 = f->row[k] + at, *p1 = f->row[k + 1] + at;
             __m256i w0 = both ? load32(p0) : _mm256_castsi128_si256(_mm_loadu_si128((const void *)p0));
             __m256i w1 = both ? load32(p1) : _mm256_castsi128_si256(_mm_loadu_si128((const void *)p1));
-            __m256i near = _mm256_unpacklo_epi8(w0, w1), far = _mm256_unpackhi_epi8(w0, w1);
-            __m256i v[4] = {nibbles_low(near), nibbles_low(far), nibbles_high(near), nibbles_high(far)};
-            __m256i q_top = two_bytes(f->q[k] >> 8, f->q[k + 1] >> 8), q_bottom = two_bytes(f->q[k], f->q[k + 1]);
-            for (int i = 0; i < 4; i++) {
-                top[i] = add_products(top[i], v[i], q_top);
-                bottom[i] = add_products(bottom[i], q_bottom, v[i]);
+            __m256i q_top = two_bytes(f->top + k), q_bottom = two_bytes(f->bottom + k);
+            for (int i = 0; i < 2; i++) {
+                __m256i v = i ? _mm256_unpackhi_epi8(w0, w1) : _mm256_unpacklo_epi8(w0, w1), part = nibbles_low(v);
+                top[i] = add_products(top[i], part, q_top);
+                bottom[i] = add_products(bottom[i], q_bottom, part);
+                part = nibbles_high(v);
+                top[2 + i] = add_products(top[2 + i], part, q_top);
+                bottom[2 + i] = add_products(bottom[2 + i], q_bottom, part);
             }
         }
         for (int i = 0; i < 8; i++) {
             __m256i pairs = i % 2 ? _mm256_unpackhi_epi16(bottom[i / 2], top[i / 2])
                                   : _mm256_unpacklo_epi16(bottom[i / 2], top[i / 2]);
-            __m256i wide = _mm256_madd_epi16(pairs, two_words(1, 256));
-            sum[i] = _mm256_add_epi32(sum[i], _mm256_sub_epi32(wide, _mm256_set1_epi32(BOTTOM)));
+            sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(pairs, _mm256_set1_epi32(256 << 16 | 1)));
         }
     }
 }
