@@ -1,4 +1,4 @@
-"""A session without a network: counts of what followed the last three ids in a small text.
+"""A session without a network: counts of what followed the last one to eight ids in a small text.
 
 It keeps the promises of the session protocol, so that the sampler, the stream and the chat loop can
 be tested in microseconds, and it notes what it was asked to compute.
@@ -6,8 +6,9 @@ be tested in microseconds, and it notes what it was asked to compute.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -20,11 +21,14 @@ TEMPLATE = (
     "{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+TALE = "The fox ran through the forest and found a café. It met a bear 🐻 there."
 TALES = (
-    "The fox ran through the forest and found a café. It met a bear 🐻 there.",
+    TALE,
+    TALE,
     "A bear slept. The bear 🐻 dreamt of honey — and of the fox 🦊 who ran through the snow.",
 )
 CORPUS = "".join(f"{START}user\ntell{END}\n{START}assistant\n{tale}{END}\n" for tale in TALES)
+ORDERS = (1, 2, 4, 8)  # lengths of the contexts that are counted
 
 
 class ByteTokenizer:
@@ -34,6 +38,7 @@ class ByteTokenizer:
     special_ids = MappingProxyType({EOT: 263, START: 264, END: 265})
     stop_ids = frozenset({263, 265})
     n_tokens = 266
+    eos_id, bos_id = 265, None
     chat_template = TEMPLATE
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
@@ -48,6 +53,10 @@ class ByteTokenizer:
             ids.append(data[0] if piece is None else 256 + self.pieces.index(piece))
             data = data[len(piece or b"1") :]
         return ids
+
+    def split_specials(self, text: str) -> Iterator[str | int]:
+        for part in re.split(f"({'|'.join(map(re.escape, self.special_ids))})", text):
+            yield self.special_ids.get(part, part)
 
     def token_bytes(self, token: int) -> bytes:
         names = {number: name for name, number in self.special_ids.items()}
@@ -72,7 +81,7 @@ class NgramSession:
         self._follows: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
         ids = self.tokenizer.encode(corpus, specials=True)
         for at in range(1, len(ids)):
-            for order in (1, 2, 3):
+            for order in ORDERS:
                 self._follows[tuple(ids[max(0, at - order) : at])][ids[at]] += 1
 
     @property
@@ -111,7 +120,7 @@ class NgramSession:
     def _logits(self) -> np.ndarray:
         logits = np.full(self.tokenizer.n_tokens + 6, -12.0, dtype=np.float32)
         logits[self.tokenizer.n_tokens :] = 50.0  # rows past the tokenizer: must never be sampled
-        for order in (1, 2, 3):
+        for order in ORDERS:
             for token, count in self._follows[tuple(self.ids[-order:])].items():
                 logits[token] = 4.0 * order + np.log(count)
         return logits
