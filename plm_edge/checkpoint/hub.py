@@ -68,7 +68,7 @@ def resolve_model(model: str, offline: bool = False) -> Path:
 def _local(model: str) -> Path | None:
     try:
         path = Path(model).expanduser()
-        return path if path.exists() else None
+        return path if model and path.exists() else None
     except (OSError, RuntimeError, ValueError):  # too long, an unknown ~user, a NUL
         return None
 
@@ -76,7 +76,7 @@ def _local(model: str) -> Path | None:
 def choose_gguf(files: list[str], repo: str, quant: str) -> str:
     """The file whose name ends in that quantization: "...-Q8_0.gguf" or "...Q8_0.gguf"."""
     whole = sorted(f for f in files if f.endswith(".gguf") and not _SPLIT.search(f))
-    ending = re.compile(rf"(^|[-._/]){re.escape(quant)}\.gguf$", re.IGNORECASE)
+    ending = re.compile(rf"(^|[-./]){re.escape(quant)}\.gguf$", re.IGNORECASE)
     matching = [f for f in whole if ending.search(f)]
     if len(matching) != 1:
         found = ", ".join(matching or whole) or "none that is in one piece"
