@@ -64,10 +64,10 @@ static int block_to_q8_0(const float *x, uint8_t *out) {
     if (bits_of(scale) >= FIRST_F16_INFINITY) return 0;
     store16(out, to_f16(scale));
     for (int i = 0; i < BLOCK; i++) {
-        const float scaled = x[i] * factor, size = scaled < 0.0f ? -scaled : scaled;
-        const int32_t floored = (int32_t)size;
-        const int32_t rounded = floored + (size - (float)floored >= 0.5f);
-        out[2 + i] = (uint8_t)(scaled < 0.0f ? -rounded : rounded);
+        const float scaled = x[i] * factor;
+        const int32_t whole = (int32_t)scaled; /* towards zero; the rest is exact */
+        const float rest = scaled - (float)whole;
+        out[2 + i] = (uint8_t)(whole + (rest >= 0.5f) - (rest <= -0.5f));
     }
     return 1;
 }
