@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+
+from plm_edge import devices
+from plm_edge.bundle import BundleFile
+from plm_edge.errors import UsageError
+from plm_edge.exporters import MODEL_FILE, write_bundle
+from plm_edge.exporters.gguf_writer import Progress
+from plm_edge.exporters.source import Source, quantizing
+from plm_edge.exporters.synth_check import Activity, measure_activity
+from plm_edge.exporters.synth_vocabulary import made_up_vocabulary
+from plm_edge.exporters.synth_weights import SynthWeights
+from plm_edge.gguf_weights import GgufWeights
+from plm_edge.plan import make_plan
 from plm_edge.spec import ModelSpec
+from plm_edge.tokenizer import Tokenizer
+
+SAMPLE_TOKENS = 32  # of the text that the written file is measured with
 
 
 @dataclass(frozen=True)
@@ -56,3 +73,74 @@ SHAPES = {
         merges=200,
     ),
 }
+
+
+@dataclass(frozen=True)
+class SynthReport:
+    """What was written, and how its feed-forward units behave on a sample of tokens."""
+
+    out: Path
+    quant: str
+    layout: str
+    file: BundleFile
+    layers: tuple[Activity, ...]
+
+    @property
+    def zeros(self) -> float:
+        """Share of idle units, mean over the layers."""
+        return float(np.mean([layer.zeros for layer in self.layers]))
+
+    @property
+    def jaccard(self) -> float:
+        """What the active sets of two tokens share, mean over the layers."""
+        return float(np.mean([layer.jaccard for layer in self.layers]))
+
+    @property
+    def chance(self) -> float:
+        """The same for sets drawn at random."""
+        return float(np.mean([layer.chance for layer in self.layers]))
+
+    def __str__(self) -> str:
+        shares = [layer.zeros for layer in self.layers]
+        return (
+            f"{self.file.size:,} bytes  {self.file.name} ({self.quant}, layout {self.layout})\n"
+            f"zeros    {self.zeros:.3f} of the feed-forward units "
+            f"(layers {min(shares):.3f} to {max(shares):.3f}), {SAMPLE_TOKENS} tokens\n"
+            f"jaccard  {self.jaccard:.3f} of two active sets ({self.chance:.3f} by chance)\n"
+            f"wrote {self.out}; the words it says are random"
+        )
+
+
+def synth(
+    shape: str,
+    out: Path,
+    *,
+    zeros: float = 0.8,
+    quant: str = "Q4_0",
+    layout: str = "latent",
+    seed: int = 0,
+    n_ctx: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> SynthReport:
+    """Write a bundle of that shape; the same arguments give the same model file.
+
+    Nothing is kept of the weights but a block of rows; the written file is then measured.
+    """
+    if shape not in SHAPES:
+        raise UsageError(f"unknown shape {shape!r}, expected one of {', '.join(SHAPES)}")
+    weights = SynthWeights(SHAPES[shape].spec, zeros, seed)
+    spec = weights.spec
+    plan = make_plan(spec, devices.detect(), quant, layout, n_ctx)
+    tokenizer = Tokenizer(made_up_vocabulary(SHAPES[shape].merges))
+    source = Source(
+        spec=spec,
+        description={"name": f"synth-{shape}", "zeros": zeros, "seed": seed},
+        vocabulary=tokenizer.to_gguf(spec.vocab),
+        packed_rows=quantizing(weights),
+        assert_unchanged=lambda: None,
+    )
+    manifest = write_bundle(source, plan, out, force=force, progress=progress)
+    ids = np.random.Generator(np.random.SFC64(seed)).integers(0, tokenizer.n_tokens, SAMPLE_TOKENS)
+    layers = measure_activity(GgufWeights(out / MODEL_FILE), ids)
+    return SynthReport(out, plan.quant, layout, manifest.files[0], tuple(layers))

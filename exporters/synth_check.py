@@ -17,7 +17,7 @@ Bool = NDArray[np.bool_]
 
 
 class Weights(Protocol):
-    """What an open checkpoint offers."""
+    """The part of an open checkpoint that is needed here."""
 
     @property
     def spec(self) -> ModelSpec: ...
@@ -42,7 +42,7 @@ def measure_activity(weights: Weights, ids: NDArray[np.int64]) -> list[Activity]
     x = np.concatenate([weights.read_rows("token_embd.weight", i, i + 1) for i in ids.tolist()])
     activities = []
     for i in range(spec.layers):
-        w = {name: _whole(weights, f"blk.{i}.{name}.weight") for name in layer_names}
+        w = {name: weights.read(f"blk.{i}.{name}.weight") for name in layer_names}
         normed = rms_norm(x, w["attn_norm"], spec.eps).astype(np.float32)
         x = x + attention.expanded(normed, w, spec).astype(np.float32)
         normed = rms_norm(x, w["ffn_norm"], spec.eps).astype(np.float32)
@@ -50,11 +50,6 @@ def measure_activity(weights: Weights, ids: NDArray[np.int64]) -> list[Activity]
         x = x + ffn.output(units, w).astype(np.float32)
         activities.append(_activity(units > 0.0))
     return activities
-
-
-def _whole(weights: Weights, name: str) -> NDArray[np.float32]:
-    shape = tensor_table(weights.spec)[name].shape
-    return weights.read(name) if len(shape) == 1 else weights.read_rows(name, 0, shape[0])
 
 
 def _activity(active: Bool) -> Activity:

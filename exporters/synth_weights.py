@@ -68,20 +68,9 @@ class SynthWeights:
         self._ffn = [_ffn_scale(spec, zeros, layer) for layer in range(spec.layers)]
 
     def read(self, name: str) -> Float32:
-        """A norm's weights (n,)."""
-        (n,) = self._table[name].shape
-        drawn: Float32 = self._normal(name, 0, (1, n))[0]
-        weight: Float32
-        if name == "output_norm.weight":
-            # Random signs, so that the tied head does not always find the last token again.
-            scale = LOGIT_SPREAD / math.sqrt(self.spec.d_model - CONSTANT)
-            weight = np.where(drawn < 0.0, -scale, scale).astype(np.float32)
-            weight[:CONSTANT] = 0.0
-            return weight
-        weight = np.float32(1.0) + np.float32(NORM_SPREAD) * drawn
-        if name.endswith("ffn_norm.weight"):
-            weight[:CONSTANT] = 1.0
-        return weight
+        """A whole tensor in its shape: (n,) or (rows, cols)."""
+        shape = self._table[name].shape
+        return self.read_rows(name, 0, shape[0]) if len(shape) == 2 else self._norm(name, *shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> Float32:
         """Rows start..stop-1 of a matrix: (stop - start, cols)."""
@@ -95,8 +84,19 @@ class SynthWeights:
             out[low - start : high - start] = block[low - first : high - first]
         return out
 
-    def close(self) -> None:
-        """Nothing is open; checkpoints are closed by who opened them."""
+    def _norm(self, name: str, n: int) -> Float32:
+        drawn: Float32 = self._normal(name, 0, (1, n))[0]
+        weight: Float32
+        if name == "output_norm.weight":
+            # Random signs, so that the tied head does not always find the last token again.
+            scale = LOGIT_SPREAD / math.sqrt(self.spec.d_model - CONSTANT)
+            weight = np.where(drawn < 0.0, -scale, scale).astype(np.float32)
+            weight[:CONSTANT] = 0.0
+            return weight
+        weight = np.float32(1.0) + np.float32(NORM_SPREAD) * drawn
+        if name.endswith("ffn_norm.weight"):
+            weight[:CONSTANT] = 1.0
+        return weight
 
     def _block(self, name: str, first: int, rows: int, cols: int) -> Float32:
         kind, layer = _kind_and_layer(name)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from metrics import relative_error
 
+from plm_edge.bundle import verify_bundle
 from plm_edge.errors import UsageError
-from plm_edge.exporters.synth import SHAPES
+from plm_edge.exporters.synth import SHAPES, synth
 from plm_edge.exporters.synth_check import measure_activity
 from plm_edge.exporters.synth_vocabulary import TEMPLATE, made_up_vocabulary
 from plm_edge.exporters.synth_weights import CONSTANT, SynthWeights
+from plm_edge.gguf_weights import GgufWeights
+from plm_edge.layouts import file_tensors
+from plm_edge.reference import Reference
+from plm_edge.runtime import load
 from plm_edge.tensors import tensor_table
 from plm_edge.tokenizer import Tokenizer
 
@@ -118,3 +125,47 @@ def test_a_shape_without_room_for_the_constant_is_refused():
     narrow = replace(TINY, d_model=32)
     with pytest.raises(UsageError, match="tied and wider than 32"):
         SynthWeights(narrow, 0.8, 0)
+
+
+@pytest.mark.parametrize(("quant", "layout"), [("Q4_0", "latent"), ("Q8_0", "plm"), ("F16", "plm")])
+def test_the_written_model_has_the_share_and_runs(tmp_path, quant, layout):
+    report = synth("plm-tiny", tmp_path / "out", zeros=0.8, quant=quant, layout=layout)
+    assert all(abs(layer.zeros - 0.8) < 0.05 for layer in report.layers)
+    assert all(layer.jaccard < layer.chance + 0.1 for layer in report.layers)
+    assert f"zeros    {report.zeros:.3f}" in str(report)
+    assert f"jaccard  {report.jaccard:.3f}" in str(report)
+
+    manifest = verify_bundle(tmp_path / "out")
+    assert manifest.plan["quant"] == quant
+    assert manifest.plan["budget"]["weights"] >= sum(
+        tensor.nbytes for tensor in file_tensors(layout, TINY, manifest.plan["formats"])
+    )
+    reference = Reference.from_checkpoint(GgufWeights(tmp_path / "out" / "model.gguf"))
+    with contextlib.closing(load(tmp_path / "out", threads=1, cache_type="f32")) as session:
+        ids = session.tokenizer.encode("there was a model")
+        got = session.prefill(ids, all_logits=True)
+    # float32 against float64, integer products of 16-bit activations between
+    assert relative_error(got, reference.logits(ids)) < 1e-3
+    assert not relative_error(got, reference.logits(ids[::-1])) < 1e-3
+    assert np.std(got) > 1.0
+
+
+def test_the_next_token_is_not_the_last_one_again(tmp_path):
+    synth("plm-tiny", tmp_path / "out")
+    reference = Reference.from_checkpoint(GgufWeights(tmp_path / "out" / "model.gguf"))
+    ids = IDS[:32].tolist()
+    said = reference.logits(ids).argmax(axis=-1)
+    assert np.mean(said == np.array(ids)) < 0.2
+    assert len(set(said.tolist())) > 8
+
+
+def test_same_arguments_same_bytes_and_the_seed_counts(tmp_path):
+    reports = [synth("plm-tiny", tmp_path / f"{i}", seed=seed) for i, seed in enumerate((5, 5, 6))]
+    hashes = [report.file.sha256 for report in reports]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_an_unknown_shape_lists_the_known_ones(tmp_path):
+    with pytest.raises(UsageError, match=r"unknown shape 'plm-9b', expected one of plm-1\.8b"):
+        synth("plm-9b", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
