@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -302,3 +303,71 @@ def test_one_line_for_every_mistake(tmp_path):
     with pytest.raises(OutputError, match="expected a folder or nothing"):
         make(tmp_path / "file", force=True)
     check_space(tmp_path, 1)
+
+
+@pytest.mark.parametrize("call", ["open", "ftruncate", "fchmod", "fsync", "replace"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
+def test_any_call_that_fails_leaves_the_old_file(tmp_path, monkeypatch, call, number):
+    path = tmp_path / "out"
+    write_atomic(path, put(b"old"))
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(atomic.os, call, fail)
+        with pytest.raises(OutputError, match=os.strerror(number)) as caught:
+            write_atomic(path, put(b"new"))
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["out"]
+
+
+KILLED_AT = """
+import contextlib, os, signal, sys
+from pathlib import Path
+from plm_edge import atomic
+from plm_edge.atomic import atomic_folder, write_atomic
+CALLS = "open ftruncate fchmod fsync replace rename close rmdir unlink".split()
+out = Path(sys.argv[1])
+
+def fill(text):
+    with atomic_folder(out, True, lambda _: None) as folder:
+        for name in ("a", "b"):
+            write_atomic(folder / name, lambda file: file.write(text))
+
+def dying(call, left):
+    def counted(*args, **more):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args, **more)
+    return counted
+
+fill(b"old")
+for at in range(1, 1000):
+    child = os.fork()
+    if child == 0:
+        left = [at]
+        for name in CALLS:
+            setattr(os, name, dying(getattr(os, name), left))
+        atomic._exchange = dying(atomic._exchange, left)
+        fill(b"new")
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    texts = {(out / name).read_bytes() for name in ("a", "b")}
+    assert texts in ({b"old"}, {b"new"}), (at, texts)
+    fill(b"old")
+    assert sorted(os.listdir(out.parent)) == ["out"], at
+print(at)
+"""
+
+
+def test_killed_at_any_call_the_folder_is_the_old_or_the_new_one(tmp_path):
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AT, str(out)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > 20  # calls, each of which was the last one once
