@@ -19,7 +19,7 @@ pytest.importorskip("llama_cpp", reason=MISSING)
 
 IDS: list[int] = np.random.default_rng(5).integers(0, 300, 40).tolist()
 # What llama.cpp rounds and the native session does not, both with a cache in F32. F32: nothing,
-# 5e-7 to 9e-7 seen. F16: activations to 16 bits, 7e-4 to 1.0e-3 seen. Q8_0 and Q4_0: activations
+# 5e-7 to 1.1e-6 seen. F16: activations to 16 bits, 7e-4 to 1.0e-3 seen. Q8_0 and Q4_0: activations
 # to 8 bits in blocks of 32, 2.1e-2 to 3.3e-2 seen (KL 2e-4).
 TOLERANCE = {"F32": 5e-6, "F16": 3e-3, "Q8_0": 5e-2, "Q4_0": 5e-2}
 # In the others Q8_0 and Q4_0 fall back to F16. "untied" cannot be a `plm` file, and llama.cpp
