@@ -2,7 +2,7 @@
 
     python benchmarks/decode.py [--model BUNDLE] [--contexts 64,1024] [--threads 2] [--repeat 5]
 
-Without --model a model of PLM-1.8B's shape (Q4_0, 80 % idle units) is made once, in the cache folder.
+Without --model one of PLM-1.8B's shape (Q4_0, 80 % idle units) is made once, in the cache folder.
 Each figure is the median of the runs, with the fastest and slowest beside it.
 """
 
