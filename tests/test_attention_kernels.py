@@ -1,0 +1,183 @@
+"""The kernels of latent attention against float64 on the rows as they are cached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from kernel_calls import Weight, isa, run, step
+from metrics import close
+
+from plm_edge.kinds.mla import rope_interleaved
+from plm_edge.native import kernels
+
+SETS = list(kernels.isa_table())
+THETA = 10_000.0
+
+pytestmark = pytest.mark.parametrize("name", SETS)
+
+
+def normal(*shape, seed=1):
+    rng = np.random.default_rng((seed, *shape))
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def turns(n_ctx, rope):
+    """(n_ctx, rope / 2, 2): cosine and sine."""
+    angle = np.arange(n_ctx)[:, None] * THETA ** (-np.arange(0, rope, 2) / rope)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32)
+
+
+def rotated(x, n_past):
+    """Rotate x (T, rope), which stands at positions n_past.. of its sequence."""
+    before = np.zeros((n_past, x.shape[1]))
+    return rope_interleaved(np.concatenate([before, x]), THETA)[n_past:]
+
+
+def test_rotate_turns_the_end_of_every_head_by_its_position(name):
+    q, table = normal(3, 2, 5 + 6), turns(10, 6)
+    want = q.astype(np.float64)
+    for head in range(2):
+        want[:, head, 5:] = rotated(want[:, head, 5:], n_past=4)
+    args = kernels.Rotate(step(3, n_past=4), q.ctypes.data, table.ctypes.data, 2, 5, 6)
+    assert run(("rotate", args))
+    close(q, want, 1e-6)
+    with pytest.raises(AssertionError):
+        close(q, np.roll(want, 1, axis=0), 1e-6)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_remember_appends_the_normed_latent_and_the_rotated_key(name, half):
+    rank, rope, n_past = 20, 6, 4
+    kv_a, w, table = normal(3, rank + rope), normal(rank, seed=2), turns(10, rope)
+    wide = kv_a.astype(np.float64)
+    inverse = 1 / np.sqrt(np.mean(wide[:, :rank] ** 2, axis=1, keepdims=True) + np.float32(1e-2))
+    want = np.concatenate([wide[:, :rank] * inverse * w, rotated(wide[:, rank:], n_past)], axis=1)
+    cache = np.full((10, rank + rope), 7, np.float16 if half else np.float32)
+    args = kernels.Remember(
+        step(3, n_past=n_past),
+        *(array.ctypes.data for array in (kv_a, w, table, cache)),
+        rank,
+        rope,
+        half,
+        1e-2,
+    )
+    assert run(("remember", args))
+    close(cache[n_past : n_past + 3], want, 5e-4 if half else 1e-6)
+    assert (cache[:n_past] == 7).all()
+    assert (cache[n_past + 3 :] == 7).all()
+
+
+@dataclass
+class Case:
+    """Attention of `tokens` queries that follow `n_past` cached rows."""
+
+    fmt: str
+    n_past: int
+    tokens: int
+    half: bool = True
+    heads: int = 3
+    nope: int = 8
+    rope: int = 6
+    v_head: int = 5
+
+    def __post_init__(self):
+        self.rank = 64 if self.fmt.startswith("Q") else 37
+        both = self.nope + self.v_head
+        self.kv_b = Weight(self.fmt, "rows", self.heads * both, self.rank)
+        self.q = normal(self.tokens, self.heads, self.nope + self.rope, seed=3)
+        rows = normal(self.n_past + self.tokens, self.rank + self.rope, seed=4)
+        self.cache = rows.astype(np.float16 if self.half else np.float32)
+
+    def reference(self):
+        """(T, heads, v_head) in float64, key by key and value by value."""
+        y = np.empty((self.tokens, self.heads, self.v_head))
+        rows = self.cache.astype(np.float64)
+        for head, w in enumerate(np.split(self.kv_b.values, self.heads)):
+            keys = np.concatenate(
+                [rows[:, : self.rank] @ w[: self.nope].T, rows[:, self.rank :]], axis=1
+            )
+            values = rows[:, : self.rank] @ w[self.nope :].T
+            for t in range(self.tokens):
+                n = self.n_past + t + 1
+                scores = keys[:n] @ self.q[t, head] * np.float32(0.2)
+                weights = np.exp(scores - scores.max())
+                y[t, head] = weights @ values[:n] / weights.sum()
+        return y
+
+    def run(self, name, ops, threads=2):
+        size = (self.heads, self.nope, self.rope, self.v_head, self.rank)
+        scratch_bytes = kernels.attention_scratch(*size, self.tokens)
+        slices = max(kernels.SLICES, self.tokens)
+        y = np.full((self.tokens, self.heads, self.v_head), np.nan, np.float32)
+        room = (
+            np.full(self.tokens * self.heads * self.rank, np.nan, np.float32),
+            np.full(slices * kernels.partial_floats(self.heads, self.rank), np.nan, np.float32),
+            y,
+            np.full(threads * scratch_bytes // 4, np.nan, np.float32),
+        )
+        args = kernels.Attention(
+            isa(name),
+            step(self.tokens, n_past=self.n_past),
+            self.kv_b.struct,
+            self.q.ctypes.data,
+            self.cache.ctypes.data,
+            *(array.ctypes.data for array in room),
+            scratch_bytes,
+            *size,
+            self.half,
+            self.tokens,
+            0.2,
+        )
+        assert run(*((op, args) for op in ops), threads=threads)
+        return y
+
+
+LATENT, EXPANDED = ("absorb", "attend", "unabsorb"), ("expand",)
+CASES = [
+    Case("F32", 0, 1, half=False),
+    Case("F16", 1, 1),
+    Case("BF16", 31, 3, half=False),
+    Case("Q8_0", 70, 1),
+    Case("Q4_0", 40, 20),
+    Case("Q4_0", 0, 5),
+    Case("F16", 33, 17, nope=1, rope=2, v_head=1, heads=1),
+]
+
+
+@pytest.mark.parametrize("ops", [LATENT, EXPANDED], ids=["latent", "expanded"])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.fmt}-{c.n_past}-{c.tokens}")
+def test_attention(name, case, ops):
+    want, got = case.reference(), case.run(name, ops)
+    # float32 with an integer step of 1/32,767 where W_uv is quantized
+    tolerance = 1e-4 if case.fmt.startswith("Q") and ops == LATENT else 1e-5
+    close(got, want, tolerance)
+    np.testing.assert_array_equal(case.run(name, ops, threads=3), got)
+    case.cache[-1] += 1  # the newest row counts, for the last token at least
+    with pytest.raises(AssertionError):
+        close(case.run(name, ops), want, tolerance)
+    case.cache[-1] -= 1
+
+
+@pytest.mark.parametrize("ops", [LATENT, EXPANDED], ids=["latent", "expanded"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_a_number_in_the_cache_shows(name, ops, bad):
+    case = Case("F16", 40, 2)
+    case.cache[35, 3] = bad
+    assert np.isnan(case.run(name, ops)).all()
+
+
+@pytest.mark.parametrize("ops", [LATENT, EXPANDED], ids=["latent", "expanded"])
+def test_a_token_does_not_see_the_next_one(name, ops):
+    case = Case("F16", 3, 4)
+    want = case.run(name, ops)
+    case.cache[-1] = 60000
+    np.testing.assert_array_equal(case.run(name, ops)[:-1], want[:-1])
+
+
+@pytest.mark.parametrize("ops", [LATENT, EXPANDED], ids=["latent", "expanded"])
+def test_large_scores_do_not_overflow(name, ops):
+    case = Case("F32", 50, 1, half=False)
+    case.q *= 300
+    close(case.run(name, ops), case.reference(), 1e-3)
