@@ -84,5 +84,5 @@ class Interrupted(PlmEdgeError):
 
 def short(value: object, most: int = 80) -> str:
     """`repr` for messages: what a file says may be long or unprintable."""
-    text = repr(value)
+    text = repr(value).replace("\n", " ")  # numpy breaks its lines
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -91,7 +91,7 @@ def spec_from_gguf(file: GgufFile) -> ModelSpec:
     kv_heads, version = f"{arch}.{_KV_HEADS}", f"{arch}.{_VERSION}"
     required = {*names.values(), kv_heads, *([version] if ours else [])}
     _check_keys(metadata, arch, required, where)
-    if ours and metadata[version] != LAYOUT_VERSION:
+    if ours and not _is(metadata[version], LAYOUT_VERSION):
         raise UnsupportedError(
             f"{where} has layout version {short(metadata[version])}, this program reads "
             f"{LAYOUT_VERSION}; export the model again"
@@ -99,13 +99,12 @@ def spec_from_gguf(file: GgufFile) -> ModelSpec:
     values = {field: _plain(metadata[key]) for field, key in names.items()}
     if not ours:
         values |= {"latent_eps": values["eps"], "tied": "output.weight" not in file.tensors}
-    if metadata[kv_heads] != values["heads"]:
-        raise SpecError(
-            f"{where}: {kv_heads} must be {values['heads']}, found {metadata[kv_heads]}"
-        )
     if type(values["nope"]) is int and type(values["rope"]) is int:
         values["nope"] -= values["rope"]
     check_values(values, {**names, "tied": names.get("tied", "tied")}, where)
+    if not _is(metadata[kv_heads], values["heads"]):
+        found = short(metadata[kv_heads])
+        raise SpecError(f"{where}: {kv_heads} must be {values['heads']}, found {found}")
     spec = ModelSpec(**values)
     _check_tokens(metadata, spec, where)
     return spec
@@ -129,6 +128,10 @@ def _check_tokens(metadata: Mapping[str, Any], spec: ModelSpec, where: str) -> N
         raise FileFormatError(
             f"{where} lists {len(tokens)} tokens, its embedding has {spec.vocab} rows"
         )
+
+
+def _is(value: Any, number: int) -> bool:
+    return type(value) is int and value == number
 
 
 def _plain(value: Any) -> Any:
