@@ -108,3 +108,8 @@ def _check_llama_cpp_can(spec: ModelSpec) -> None:
             f"layout plm: expected one eps (llama.cpp's plm has no second), found {spec.eps:g} and "
             f"{spec.latent_eps:g} for the latent; use --layout latent"
         )
+    if spec.nope % 2:
+        raise UnsupportedError(
+            f"layout plm: expected an even nope width (llama.cpp's rope aborts otherwise), found "
+            f"{spec.nope}; use --layout latent"
+        )

@@ -67,7 +67,7 @@ def test_logits_equal_the_reference(
     checkpoint_of: Checkpoints,
 ) -> None:
     spec = TINY_SHAPES[shape]
-    if layout == "plm" and (not spec.tied or spec.eps != spec.latent_eps):
+    if layout == "plm" and (not spec.tied or spec.eps != spec.latent_eps or spec.nope % 2):
         with pytest.raises(UnsupportedError, match="layout plm"):
             bundle_of(shape, "F32", layout)
         return

@@ -28,13 +28,13 @@ class Recorder(Protocol):
     expanded: bool  # keys and values are built for every head (long prefill)
 
     def norm(self, x: str, weight: Weight, y: str) -> None:
-        """y (T, width) = RMSNorm of x (T, width)."""
+        """Y (T, width) = RMSNorm of x (T, width)."""
 
     def pack(self, x: str, *, square: bool = False) -> None:
         """The integers beside x (T, width); with `square`, x = max(0, x)^2 first."""
 
     def product(self, weight: Weight, x: str, y: str, *, add: bool = False) -> None:
-        """y (T, rows) = weight (rows, cols) . x (T, cols), or y += with `add`."""
+        """Y (T, rows) = weight (rows, cols) . x (T, cols), or y += with `add`."""
 
     def rotate(self, q: str) -> None:
         """Turn the rotary part of every head of q (T, heads, nope + rope) to its position."""
@@ -43,13 +43,13 @@ class Recorder(Protocol):
         """Append T rows to the cache: the normed latents and turned rope keys of kv_a."""
 
     def absorb(self, kv_b: Weight, cache: CacheRows) -> None:
-        """ "heads" (T, heads * v_head) = attention over cached rows, which stay as they are."""
+        """Fill "heads" (T, heads * v_head): attention over cached rows, which stay as they are."""
 
     def expand(self, kv_b: Weight, cache: CacheRows) -> None:
         """The same through a key and a value for every head and row."""
 
     def fire(self, up: Weight, down: Weight, x: str, y: str) -> None:
-        """y (1, d_model) += down . max(0, up . x)^2, reading only the units that fired."""
+        """Y (1, d_model) += down . max(0, up . x)^2, reading only the units that fired."""
 
     def down(self, down: Weight, units: str, y: str) -> None:
-        """y (T, d_model) += down . units (T, d_ffn), idle units skipped."""
+        """Y (T, d_model) += down . units (T, d_ffn), idle units skipped."""
