@@ -35,7 +35,7 @@ CASES = [
     for layout in LAYOUTS
     for shape in ("plain", "odd", "one_head", "blocks", "untied")
     for quant in ("F32", "F16", "BF16", "Q8_0", "Q4_0")
-    if (layout, shape) != ("plm", "untied")
+    if layout != "plm" or shape not in ("untied", "one_head")  # llama.cpp cannot
 ]
 
 
