@@ -127,7 +127,8 @@ class _Reader:
             if not key or key in metadata:
                 raise self._error(f"key {short(key)} is {'there twice' if key else 'empty'}")
             metadata[key] = self._value(key)
-        if metadata.get("split.count", 1) not in (0, 1):
+        parts = metadata.get("split.count", 1)
+        if type(parts) is not int or parts > 1:
             raise UnsupportedError(
                 f"{self._where} is one part of a split model; merge the parts with "
                 "llama-gguf-split --merge"

@@ -79,7 +79,7 @@ def spec_from_gguf(file: GgufFile) -> ModelSpec:
     """The spec a GGUF file states. Raises SpecError naming the key that is missing or wrong."""
     metadata, where = file.metadata, file.path.name
     arch = metadata.get("general.architecture")
-    if arch not in (PLM_ARCH, LATENT_ARCH):
+    if not isinstance(arch, str) or arch not in (PLM_ARCH, LATENT_ARCH):
         raise UnsupportedError(
             f"{where} has the architecture {short(arch)}; "
             f"{PLM_ARCH} and {LATENT_ARCH} are supported"

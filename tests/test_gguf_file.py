@@ -237,6 +237,9 @@ FAULTS: dict[str, tuple[bytes, type[PlmEdgeError], str]] = {
     "past the end": (one("x", [1000]), FileFormatError, "past the end"),
     "data cut": (GOOD[:-31], FileFormatError, "ends 1 bytes past the end"),
     "data left": (GOOD + b"x", FileFormatError, "1 bytes follow"),
+    "parts as an array": (
+        build([ALIGN, key("split.count", ARRAY, array(2, 2, bytes(4)))]), UnsupportedError, "split",
+    ),
     "one of several": (
         build([ALIGN, key("split.count", 2, b"\2\0")]), UnsupportedError, "part of a split model",
     ),

@@ -124,6 +124,13 @@ def test_faults(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_architecture_as_an_array(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.gguf", PLM_ARCH, CONVERTED)
+    file.metadata["general.architecture"] = np.array([1, 2])
+    with pytest.raises(UnsupportedError, match="architecture array"):
+        spec_from_gguf(file)
+
+
 @pytest.mark.parametrize(("arch", "keys"), [(PLM_ARCH, CONVERTED), (LATENT_ARCH, LATENT)])
 def test_each_key_is_needed(tmp_path: Path, arch: str, keys: dict[str, Any]) -> None:
     for name in keys:
