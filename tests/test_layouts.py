@@ -101,6 +101,9 @@ def test_what_llama_cpp_cannot_run_is_refused():
     other_eps = replace(PLM, eps=1e-5)
     with pytest.raises(UnsupportedError, match="found 1e-05 and 1e-06"):
         file_tensors("plm", other_eps, choose_formats(other_eps, "F16"))
+    odd = replace(PLM, nope=127)
+    with pytest.raises(UnsupportedError, match=r"even nope width .* found 127"):
+        file_tensors("plm", odd, choose_formats(odd, "F16"))
     with pytest.raises(UnsupportedError, match="layout of latent, plm, found 'rows'"):
         file_tensors("rows", PLM, {})
     with pytest.raises(UnsupportedError, match="found 'Q3_K'"):
