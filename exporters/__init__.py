@@ -63,8 +63,8 @@ def write_bundle(
     """Write model.gguf and then the manifest; the folder appears when both are complete."""
     tensors = file_tensors(plan.layout, source.spec, plan.formats)
     header = header_bytes(plan.layout, _keys(source, plan), tensors)
-    check_space(out.absolute().parent, file_bytes(header, plan.layout, tensors))
     with new_bundle(out, force) as folder:
+        check_space(folder, file_bytes(header, plan.layout, tensors))
         file = write_gguf(
             folder / MODEL_FILE, header, plan.layout, tensors, source.packed_rows, progress
         )

@@ -44,9 +44,9 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
         _refuse_unless(path, stat.S_ISREG, "a file")
         with _locked(part, _open_file, path) as fd, _removed_on_failure(part):
             os.ftruncate(fd, 0)
-            os.fchmod(fd, 0o600)
+            _set_mode(fd, 0o600)
             _write_all(fd, write)
-            os.fchmod(fd, 0o644 & ~_umask())
+            _set_mode(fd, 0o644 & ~_umask())
             os.fsync(fd)
             os.replace(part, path)
         _sync_folder(path.parent)
@@ -66,7 +66,7 @@ def atomic_folder(
     with _one_line(path):
         _refuse_folder(path, force, stranger)
         lock = contextlib.ExitStack()
-        lock.enter_context(_locked(part, _open_folder, path))
+        fd = lock.enter_context(_locked(part, _open_folder, path))
     with lock, _removed_on_failure(part):
         with _one_line(path):
             for left in part.iterdir():
@@ -74,7 +74,7 @@ def atomic_folder(
         yield part
         with _one_line(path):
             _sync_folder(part)
-            part.chmod(0o755 & ~_umask())
+            _set_mode(fd, 0o755 & ~_umask())
             _refuse_folder(path, force, stranger)
             _swap(part, path)
             _sync_folder(path.parent)
@@ -200,6 +200,11 @@ def _write_all(fd: int, write: Callable[[BinaryIO], None]) -> None:
     file.close()
 
 
+def _set_mode(fd: int, mode: int) -> None:
+    with contextlib.suppress(PermissionError):  # a USB stick's file system has no modes to set
+        os.fchmod(fd, mode)
+
+
 def _umask() -> int:
     umask = os.umask(0o077)
     os.umask(umask)
@@ -210,6 +215,9 @@ def _sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
+    except OSError as why:
+        if why.errno != errno.EINVAL:  # what file systems say that cannot sync a folder
+            raise
     finally:
         os.close(fd)
 

@@ -323,6 +323,23 @@ def test_any_call_that_fails_leaves_the_old_file(tmp_path, monkeypatch, call, nu
     assert names(tmp_path) == ["out"]
 
 
+def test_a_file_system_without_modes_and_folder_sync(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def no_modes(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def files_only(fd):
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(fd)
+
+    monkeypatch.setattr(atomic.os, "fchmod", no_modes)
+    monkeypatch.setattr(atomic.os, "fsync", files_only)
+    make(tmp_path / "out", fill=lambda folder: write_atomic(folder / "a", put(b"a")))
+    assert (tmp_path / "out" / "a").read_bytes() == b"a"
+
+
 KILLED_AT = """
 import contextlib, os, signal, sys
 from pathlib import Path
