@@ -253,6 +253,25 @@ def test_nan_and_infinity_are_named(tmp_path: Path, bad: float, row: int) -> Non
         checkpoint.read_rows("token_embd.weight", row + 1, SPEC.vocab)
 
 
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_pieces_join_without_a_seam(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Pieces of 7 values, rows of 40: the values and the row that is named stay the same."""
+    monkeypatch.setattr("plm_edge.checkpoint._PIECE", 7)
+    folder = write_tiny_checkpoint(tmp_path, SPEC, dtype=dtype)
+    weights = tiny_weights(SPEC, dtype=dtype)
+    with open_checkpoint(folder) as checkpoint:
+        np.testing.assert_array_equal(checkpoint.read("token_embd.weight"), weights[EMBED])
+    weights[EMBED][9, 39] = np.nan
+    write_safetensors(folder / "model.safetensors", weights, dtype)
+    with (
+        open_checkpoint(folder) as checkpoint,
+        pytest.raises(FileFormatError, match="in row 9;"),
+    ):
+        checkpoint.read_rows("token_embd.weight", 3, 12)
+
+
 def test_neutral_extras(tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(tmp_path, SPEC)
     weights = tiny_weights(SPEC)

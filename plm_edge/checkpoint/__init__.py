@@ -40,7 +40,7 @@ _TOKENIZER = (
 _NEUTRAL = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _LM_HEAD = "lm_head.weight"
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-_BLOCK_BYTES = 16 << 20  # read at once where whole tensors are compared
+_PIECE = 1 << 18  # values converted at once: 1 MiB of float32
 
 
 class Checkpoint:
@@ -74,9 +74,9 @@ class Checkpoint:
         rows, cols = self._table[name].shape
         if not 0 <= start <= stop <= rows:
             raise ValueError(f"rows {start}..{stop} of {name}, which has {rows}")
-        x = _read(*self._tensors[name], start * cols, (stop - start) * cols).reshape(-1, cols)
-        _check_finite(x, name, start)
-        return x
+        x = _read(*self._tensors[name], start * cols, (stop - start) * cols)
+        _check_finite(x, cols, name, start)
+        return x.reshape(stop - start, cols)
 
     def read(self, name: str) -> NDArray[np.float32]:
         """A whole tensor in its shape: (n,) or (rows, cols) float32."""
@@ -84,7 +84,7 @@ class Checkpoint:
         if len(shape) == 2:
             return self.read_rows(name, 0, shape[0])
         x = _read(*self._tensors[name], 0, shape[0])
-        _check_finite(x[:, None], name, 0)
+        _check_finite(x, 1, name, 0)
         return x
 
     def assert_unchanged(self) -> None:
@@ -108,7 +108,7 @@ class Checkpoint:
     def _check_tied(self, head: tuple[SafetensorsFile, Entry]) -> None:
         """tie_word_embeddings and a head of its own: fine only if it is the embedding again."""
         rows, cols = self._table["token_embd.weight"].shape
-        step = max(1, _BLOCK_BYTES // (4 * cols))
+        step = max(1, _PIECE // cols)
         for start in range(0, rows, step):
             count = (min(start + step, rows) - start) * cols
             ours = _read(*self._tensors["token_embd.weight"], start * cols, count)
@@ -233,23 +233,29 @@ def _check_tensors(
 
 
 def _read(file: SafetensorsFile, entry: Entry, first: int, count: int) -> NDArray[np.float32]:
-    """`count` values from value `first` on, as float32."""
+    """`count` values from value `first` on, as float32; converted in pieces that fit a cache."""
     size = _ITEM_BYTES[entry.dtype]
-    data = file.read(entry, first * size, count * size)
-    if entry.dtype == "BF16":
-        bits = np.frombuffer(data, "<u2").astype("<u4")
-        bits <<= 16  # a bfloat16 is the upper half of a float32
-        return bits.view("<f4")
-    return np.frombuffer(data, "<f4" if entry.dtype == "F32" else "<f2").astype(np.float32)
+    out = np.empty(count, np.float32)
+    for start in range(0, count, _PIECE):
+        part = out[start : start + _PIECE]
+        data = file.read(entry, (first + start) * size, part.size * size)
+        if entry.dtype == "BF16":  # the upper half of a float32
+            bits = np.frombuffer(data, "<u2")
+            np.left_shift(bits, 16, out=part.view(np.uint32), dtype=np.uint32)
+        else:
+            part[:] = np.frombuffer(data, "<f4" if entry.dtype == "F32" else "<f2")
+    return out
 
 
-def _check_finite(x: NDArray[np.float32], name: str, first_row: int) -> None:
-    finite = np.isfinite(x)
-    if not finite.all():
-        row = first_row + int(np.argmin(finite.all(axis=1)))
-        raise FileFormatError(
-            f"{name} holds NaN or infinity in row {row}; the checkpoint is damaged"
-        )
+def _check_finite(x: NDArray[np.float32], cols: int, name: str, first_row: int) -> None:
+    """`x` is flat, rows of `cols` values."""
+    for start in range(0, x.size, _PIECE):
+        finite = np.isfinite(x[start : start + _PIECE])
+        if not finite.all():
+            row = first_row + (start + int(np.argmin(finite))) // cols
+            raise FileFormatError(
+                f"{name} holds NaN or infinity in row {row}; the checkpoint is damaged"
+            )
 
 
 def _list(names: Collection[Any]) -> str:
