@@ -7,17 +7,20 @@ cache, threads and kernel set are planned again by `replan_for_load`, for the ma
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import cast
 
 from plm_edge.cache_layout import VALUE_BYTES, CacheLayout, CacheType
 from plm_edge.devices import ISAS, DeviceProfile
-from plm_edge.errors import DoesNotFit, FileFormatError, UsageError
+from plm_edge.errors import DoesNotFit, UsageError
 from plm_edge.formats import format_of
 from plm_edge.layouts import data_bytes, file_tensors
+from plm_edge.planned import Budget, Plan, mib
 from plm_edge.quant_plan import choose_formats
 from plm_edge.spec import ModelSpec
 from plm_edge.workspace import PREFILL_CHUNK, workspace_bytes
+
+__all__ = ["Budget", "Overrides", "Plan", "make_plan", "plan_of_file", "replan_for_load"]
 
 # Tried in this order when the user names none: the first that leaves room for the whole context.
 QUANTS = ("Q8_0", "Q4_0")
@@ -25,78 +28,10 @@ SHORTEST_CONTEXT = 256  # tokens; a context nobody asked for is not made shorter
 _CONTEXT_STEP = 64  # contexts that are shortened to fit are multiples of this
 
 # What the process takes beside weights, cache and scratch. Measured on x86-64 with Python 3.11, as
-# VmHWM after PLM-1.8B had filled its context: 63 MiB, of which 24 came with 151,646 tokens. The
-# rest is room for a long conversation.
+# VmHWM after PLM-1.8B had filled a context of 512: 63 MiB, of which 24 came with 151,646 tokens.
+# The rest is room for a long conversation.
 _INTERPRETER_BYTES = 48 << 20
 _TOKEN_BYTES = 240
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Bytes a running session takes. Weights, cache and scratch are exact, runtime is measured."""
-
-    weights: int  # the data section of the file, mapped
-    cache: int  # rows of all layers for the whole context
-    scratch: int  # the session's buffers, plm_edge/workspace.py
-    runtime: int  # interpreter, imports, tokenizer
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.cache + self.scratch + self.runtime
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {_mib(value)}" for name, value in asdict(self).items())
-        return f"{_mib(self.total)} ({parts})"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One model on one device. Layout, quant and formats are the file's, the rest the session's."""
-
-    target: str  # name of the device profile
-    layout: str
-    quant: str
-    formats: Mapping[str, str]  # canonical tensor name -> format
-    n_ctx: int  # tokens
-    cache_type: str
-    threads: int
-    isa: str
-    backend: str
-    prefill_chunk: int  # tokens
-    budget: Budget
-    reasons: tuple[str, ...] = field(default=(), compare=False)  # of this run; not in to_dict
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` is the inverse, but for the reasons."""
-        plain = {**asdict(self), "formats": dict(self.formats)}
-        del plain["reasons"]
-        return plain
-
-    @classmethod
-    def from_dict(cls, d: Mapping[str, Any]) -> Plan:
-        """Raises FileFormatError naming the key that is missing, unknown or wrong."""
-        kinds: dict[str, type] = {
-            **dict.fromkeys(("target", "layout", "quant", "cache_type", "isa", "backend"), str),
-            **dict.fromkeys(("n_ctx", "threads", "prefill_chunk"), int),
-            **dict.fromkeys(("formats", "budget"), dict),
-        }
-        _check_kinds("plan", d, kinds)
-        budget = d["budget"]
-        _check_kinds("plan.budget", budget, dict.fromkeys(Budget.__annotations__, int))
-        _check_kinds("plan.formats", d["formats"], dict.fromkeys(d["formats"], str))
-        return cls(**{**d, "budget": Budget(**budget)})
-
-    def explain(self) -> list[str]:
-        """What was chosen and why, a line each."""
-        rows = [
-            f"target    {self.target}",
-            f"memory    {self.budget}",
-            f"quant     {self.quant}, layout {self.layout}",
-            f"context   {self.n_ctx:,} tokens, cache {self.cache_type}",
-            f"threads   {self.threads}, kernels {self.isa}, backend {self.backend}",
-        ]
-        return [*rows, *(f"because   {reason}" for reason in self.reasons)]
 
 
 @dataclass(frozen=True)
@@ -139,7 +74,7 @@ def make_plan(
         if fitting >= min(SHORTEST_CONTEXT, spec.n_ctx_train):
             plan = _resized(spec, plans[-1], fitting)
             return _with_reasons(plan, spec, profile, f"{plan.quant}: the smallest there is")
-    raise _does_not_fit(spec, profile, plans[0], asked_quant=quant)
+    raise _does_not_fit(spec, profile, plans[0], "--quant")
 
 
 def replan_for_load(
@@ -160,7 +95,7 @@ def replan_for_load(
     if here.budget.total > profile.usable_bytes:
         fitting = _largest_context(spec, profile, here)
         if asked.n_ctx is not None or fitting < min(SHORTEST_CONTEXT, here.n_ctx):
-            raise _does_not_fit(spec, profile, here, asked_quant=plan.quant)
+            raise _does_not_fit(spec, profile, here, "an export with --quant")
         here = _resized(spec, here, fitting)
     differences = [
         f"{word} {getattr(here, key)} here, {getattr(plan, key)} planned for {plan.target}"
@@ -261,52 +196,55 @@ def _last_true(holds: Callable[[int], bool], end: int) -> int:
 
 
 def _with_reasons(plan: Plan, spec: ModelSpec, profile: DeviceProfile, why_quant: str) -> Plan:
-    usable = f"{_mib(profile.usable_bytes)} usable: {profile.sources.get('usable_bytes', 'given')}"
+    usable = f"{mib(profile.usable_bytes)} usable: {profile.sources.get('usable_bytes', 'given')}"
     trained = f"trained for {spec.n_ctx_train:,} tokens"
     fallbacks = sum(
         fmt == "F16" and plan.quant not in ("F16", "F32") for fmt in plan.formats.values()
     )
     reasons = [usable, why_quant, f"context {plan.n_ctx:,}: {trained}"]
+    reasons.append(_speed(plan, spec, profile))
     if fallbacks:
         reasons.append(f"{fallbacks} tensors F16: their rows are not whole blocks of {plan.quant}")
     return replace(plan, reasons=tuple(reasons))
 
 
+def _speed(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> str:
+    """Upper bound of decode: a token reads every weight and the rows of all tokens before it."""
+    if profile.read_bytes_per_s is None:
+        return "speed: unknown, as is the read bandwidth of the device"
+    tensors = file_tensors(plan.layout, spec, plan.formats)
+    looked_up = () if spec.tied else ("token_embd.weight",)  # one row of it a token
+    weights = sum(tensor.nbytes for tensor in tensors if tensor.name not in looked_up)
+    empty, full = (
+        profile.read_bytes_per_s / nbytes for nbytes in (weights, weights + plan.budget.cache)
+    )
+    return (
+        f"speed: at most {empty:.1f} tokens/s, {full:.1f} with a full context and no unit idle: "
+        f"{profile.read_bytes_per_s / 1e9:.1f} GB/s for {mib(weights)} of weights and the cache "
+        f"({profile.sources.get('read_bytes_per_s', 'given')})"
+    )
+
+
 def _does_not_fit(
-    spec: ModelSpec, profile: DeviceProfile, plan: Plan, asked_quant: str | None
+    spec: ModelSpec, profile: DeviceProfile, plan: Plan, how_quant: str
 ) -> DoesNotFit:
-    """Need, have, and what would fit."""
+    """Need, have, and what would fit; `how_quant` is what a user does to change the numbers."""
     cures = []
     context = _largest_context(spec, profile, plan)
     if context:
         cures.append(f"-c {context}")
     smallest = QUANTS[-1]
-    asked = Overrides(plan.n_ctx, plan.cache_type, plan.threads, plan.isa)
+    asked = Overrides(plan.n_ctx, plan.cache_type, plan.threads)
     smaller = _plan(spec, profile, smallest, plan.layout, asked)
     if smaller.budget.weights < plan.budget.weights:
         if smaller.budget.total <= profile.usable_bytes:
-            cures.append(f"--quant {smallest}")
+            cures.append(f"{how_quant} {smallest}")
         elif not context and (context := _largest_context(spec, profile, smaller)):
-            cures.append(f"--quant {smallest} -c {context}")
+            cures.append(f"{how_quant} {smallest} -c {context}")
     cure = (
         f"try {' or '.join(cures)}" if cures else "no context and no quantization is small enough"
     )
     return DoesNotFit(
         f"{plan.quant} with a context of {plan.n_ctx} needs {plan.budget}; {profile.name} leaves "
-        f"{_mib(profile.usable_bytes)}: {cure}"
+        f"{mib(profile.usable_bytes)}: {cure}"
     )
-
-
-def _check_kinds(where: str, d: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
-    for key in sorted(set(d) ^ set(kinds)):
-        state = "missing from" if key in kinds else "unknown in"
-        raise FileFormatError(f"{key!r} is {state} {where} of the manifest; export the model again")
-    for key, kind in kinds.items():
-        if type(d[key]) is not kind:
-            raise FileFormatError(
-                f"{where}.{key} of the manifest is {d[key]!r}, expected {kind.__name__}"
-            )
-
-
-def _mib(nbytes: int) -> str:
-    return f"{nbytes / 2**20:,.0f} MiB"

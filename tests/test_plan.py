@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import replace
@@ -9,11 +10,13 @@ from dataclasses import replace
 import pytest
 
 from plm_edge import devices
+from plm_edge.bundle import read_bundle
 from plm_edge.cache_layout import CacheLayout
 from plm_edge.errors import DoesNotFit, FileFormatError, UnsupportedError, UsageError
 from plm_edge.layouts import data_bytes, file_tensors
 from plm_edge.plan import Budget, Overrides, Plan, make_plan, plan_of_file, replan_for_load
 from plm_edge.quant_plan import choose_formats
+from plm_edge.runtime import load
 from plm_edge.spec import ModelSpec
 from plm_edge.workspace import workspace
 
@@ -179,6 +182,28 @@ def test_explain_shows_the_budget_and_its_reasons():
         assert part in text
 
 
+def test_the_speed_limit_is_bandwidth_over_bytes():
+    plan = make_plan(PLM, replace(BOARD, read_bytes_per_s=10**10), quant="Q8_0")
+    empty, full = (1e10 / (plan.budget.weights + cache) for cache in (0, 144 * MIB))
+    assert f"at most {empty:.1f} tokens/s, {full:.1f} with a full context" in str(plan.reasons)
+    unknown = make_plan(PLM, replace(BOARD, read_bytes_per_s=None), quant="Q8_0")
+    assert "speed: unknown" in str(unknown.reasons)
+    # an embedding that is not the head is looked up, not read
+    untied = make_plan(replace(PLM, tied=False), replace(BOARD, read_bytes_per_s=10**10), "Q8_0")
+    assert f"at most {empty:.1f} tokens/s" in str(untied.reasons)
+
+
+def test_a_session_allocates_what_was_planned(bundle_of):
+    manifest = read_bundle(bundle_of("blocks", "Q8_0"))
+    with contextlib.closing(load(bundle_of("blocks", "Q8_0"), threads=2)) as session:
+        plan = make_plan(manifest.spec, devices.detect(), quant="Q8_0", threads=2)
+        assert session.n_ctx == plan.n_ctx
+        assert session.cache_bytes == plan.budget.cache
+        assert session.workspace_bytes == plan.budget.scratch
+        assert sum(t.nbytes for t in session.model.file.tensors.values()) <= plan.budget.weights
+        assert plan.budget.weights < (bundle_of("blocks", "Q8_0") / "model.gguf").stat().st_size
+
+
 def test_the_loading_machine_decides_threads_and_kernels_and_says_so():
     plan = make_plan(PLM, BOARD, quant="Q4_0")
     here, said = replan_for_load(PLM, plan, replace(BOARD, performance_cores=2, isa="avx2"))
@@ -200,8 +225,11 @@ def test_at_load_the_context_shrinks_unless_it_was_asked_for():
     assert said == [f"context {here.n_ctx} here, 4096 planned for Raspberry Pi 5, 4 GB"]
     with pytest.raises(DoesNotFit, match="try -c"):
         replan_for_load(PLM, plan, board(1400), Overrides(n_ctx=4096))
-    with pytest.raises(DoesNotFit):
+    with pytest.raises(DoesNotFit, match="no context and no quantization is small enough"):
         replan_for_load(PLM, plan, board(900))
+    wide = make_plan(PLM, board(9000), quant="F16")
+    with pytest.raises(DoesNotFit, match=r"try an export with --quant Q4_0$"):
+        replan_for_load(PLM, wide, board(1500))
 
 
 def test_at_load_the_users_word_goes_first():
