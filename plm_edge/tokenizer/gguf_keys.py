@@ -62,7 +62,9 @@ def _with_ids(
     metadata: dict[str, Any], tokens: StringArray, kinds: np.ndarray[Any, Any], pre: str, nfc: bool
 ) -> Vocabulary:
     added = {tokens[i]: i for i in np.flatnonzero(kinds != NORMAL).tolist()}
-    eos, eot, bos = (_id(metadata, f"{_G}{key}_token_id", len(tokens)) for key in ("eos", "eot", "bos"))
+    eos, eot, bos = (
+        _id(metadata, f"{_G}{key}_token_id", len(tokens)) for key in ("eos", "eot", "bos")
+    )
     named = {i for i in (eos, eot) if i is not None}
     if STOP_IDS in metadata:
         named.update(_ints(metadata, STOP_IDS).tolist())
@@ -84,7 +86,8 @@ def _without_padding(tokens: StringArray, kinds: np.ndarray[Any, Any]) -> int:
     """How many tokens there are before the padding (of type 4 in files of older converters)."""
     n = len(tokens)
     while n and (
-        kinds[n - 1] == UNUSED or (kinds[n - 1] == USER_DEFINED and tokens[n - 1] == f"[PAD{n - 1}]")
+        kinds[n - 1] == UNUSED
+        or (kinds[n - 1] == USER_DEFINED and tokens[n - 1] == f"[PAD{n - 1}]")
     ):
         n -= 1
     return n
@@ -126,7 +129,7 @@ def _refuse(key: str, expected: str, found: object) -> NoReturn:
 
 def _strings(metadata: dict[str, Any], key: str) -> StringArray:
     """An array of strings: in one piece (anything with .blob and .offsets), or a list of str."""
-    found = metadata.get(key)
+    found: Any = metadata.get(key)
     if hasattr(found, "blob") and hasattr(found, "offsets"):
         return StringArray(found.blob, found.offsets)
     if not isinstance(found, list | tuple) or not all(isinstance(s, str) for s in found):
@@ -148,6 +151,10 @@ def _id(metadata: dict[str, Any], key: str, n_tokens: int) -> int | None:
     found = metadata.get(key)
     if found is None:
         return None
-    if not isinstance(found, int | np.integer) or isinstance(found, bool) or not 0 <= found < n_tokens:
+    if (
+        not isinstance(found, int | np.integer)
+        or isinstance(found, bool)
+        or not 0 <= found < n_tokens
+    ):
         _refuse(key, f"an id below {n_tokens}", found)
     return int(found)

@@ -78,12 +78,14 @@ def _with_configs(
             _refuse(path, f"{key} false", config[key])
     for token_id, token in (config.get("added_tokens_decoder") or {}).items():
         text = token.get("content") if isinstance(token, dict) else token
-        if str(added.get(text)) != token_id:
+        if str(added.get(str(text))) != token_id:
             _refuse(path, f"added token {token_id} in tokenizer.json too", text)
 
     special = {key: _named(path, config, key, added) for key in ("eos_token", "bos_token")}
     named = {i for i in [special["eos_token"]] if i is not None}
-    others = {name: _read_optional(folder / name) for name in ("generation_config.json", "config.json")}
+    others = {
+        name: _read_optional(folder / name) for name in ("generation_config.json", "config.json")
+    }
     for name, other in others.items():
         named.update(_ids(folder / name, other.get("eos_token_id")))
     stops = all_stops(added, named, len(tokens))
@@ -139,7 +141,9 @@ def _added_tokens(path: Path, found: Any) -> dict[str, tuple[int, int]]:
     """Text -> (id, kind) of the tokens that are cut out of a text before anything else."""
     added: dict[str, tuple[int, int]] = {}
     for token in found if isinstance(found, list) else _refuse(path, "added_tokens, a list", found):
-        text, token_id = (token.get("content"), token.get("id")) if isinstance(token, dict) else (0, 0)
+        text, token_id = (
+            (token.get("content"), token.get("id")) if isinstance(token, dict) else (0, 0)
+        )
         if not isinstance(text, str) or not text or type(token_id) is not int:
             _refuse(path, "added tokens with content and id", token)
         for flag in ("single_word", "lstrip", "rstrip", "normalized"):
@@ -160,11 +164,15 @@ def _tokens(path: Path, vocab: Any, added: dict[str, tuple[int, int]]) -> list[s
         if ids.setdefault(text, token_id) != token_id:
             _refuse(path, f"added token {text!r} with id {ids[text]}, as in model.vocab", token_id)
     if not all(type(token_id) is int for token_id in ids.values()):
-        _refuse(path, "whole numbers as token ids", next(i for i in ids.values() if type(i) is not int))
+        _refuse(
+            path, "whole numbers as token ids", next(i for i in ids.values() if type(i) is not int)
+        )
     tokens = sorted(ids, key=ids.__getitem__)
     for place, text in enumerate(tokens):
         if ids[text] != place:
-            _refuse(path, f"token ids without gaps or twins, id {place} next", f"{text!r}: {ids[text]}")
+            _refuse(
+                path, f"token ids without gaps or twins, id {place} next", f"{text!r}: {ids[text]}"
+            )
     return tokens
 
 
@@ -213,7 +221,7 @@ def _ids(path: Path, found: Any) -> list[int]:
 
 
 def _template(folder: Path, path: Path, config: dict[str, Any]) -> str | None:
-    """The template: a file of its own since transformers 4.51, a text, or a list with a "default"."""
+    """A file of its own since transformers 4.51; before, a text or a list with a "default"."""
     own_file = folder / "chat_template.jinja"
     if own_file.is_file():
         return _read_text(own_file, CONFIG_BYTES)
@@ -249,11 +257,15 @@ def _read_text(path: Path, most: int) -> str:
     except OSError as why:
         raise FileFormatError(f"{path}: expected a readable file, found {why.strerror}") from None
     if len(data) > most:
-        raise FileFormatError(f"{path}: expected at most {most} bytes, found more; is it the right file?")
+        raise FileFormatError(
+            f"{path}: expected at most {most} bytes, found more; is it the right file?"
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as why:
-        raise FileFormatError(f"{path}: expected UTF-8, found byte {why.start} that is none") from None
+        raise FileFormatError(
+            f"{path}: expected UTF-8, found byte {why.start} that is none"
+        ) from None
 
 
 def _read_optional(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def splitter(pre: str) -> regex.Pattern[str]:
 
 
 def whole_characters(text: str) -> str:
-    """Text that UTF-8 can write: halves of a surrogate pair are joined, single ones become U+FFFD."""
+    """Text that UTF-8 can write: surrogate pairs are joined, single surrogates become U+FFFD."""
     if text.isascii():
         return text
     try:
@@ -36,8 +36,8 @@ def whole_characters(text: str) -> str:
 def nfc(text: str) -> str:
     """Unicode's NFC, in linear time.
 
-    Python orders combining marks by insertion, which takes an hour for a megabyte of them: long runs
-    are put into their canonical order here first, which NFC leaves as it is.
+    Python orders combining marks by insertion, which takes an hour for a megabyte of them: long
+    runs are put into their canonical order here first, which NFC leaves as it is.
     """
     if text.isascii():
         return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import overload
 
 import numpy as np
@@ -46,7 +47,7 @@ class StringArray(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         blob, bounds = bytes(self.blob), self.offsets.tolist()
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             yield blob[start:stop].decode("utf-8", "replace")
 
     def head(self, n: int) -> StringArray:

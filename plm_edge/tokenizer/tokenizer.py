@@ -61,7 +61,9 @@ class Tokenizer:
         Halves of surrogate pairs that stand alone count as U+FFFD.
         """
         if not isinstance(text, str):
-            raise UsageError(f"expected text to encode, found {type(text).__name__}; decode it first")
+            raise UsageError(
+                f"expected text to encode, found {type(text).__name__}; decode it first"
+            )
         ids: list[int] = []
         for part in _cut(self._any_added if specials else self._any_plain, whole_characters(text)):
             if part in self._added and (specials or part not in self.special_ids):

@@ -38,7 +38,7 @@ class Vocabulary:
 
 
 def all_stops(added: dict[str, int], named: set[int], n_tokens: int) -> frozenset[int]:
-    """The ids the files name, and Qwen's. Raises FileFormatError where one is no token, or none is."""
+    """The ids the files name, and Qwen's. Raises FileFormatError for one outside, and for none."""
     stops = frozenset(named | {added[text] for text in QWEN_STOPS if text in added})
     outside = sorted(i for i in stops if not 0 <= i < n_tokens)
     if outside:
