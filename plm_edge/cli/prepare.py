@@ -49,7 +49,7 @@ def prepare(model: str, progress: Progress | None = None) -> Path:
         from plm_edge.exporters import export
 
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Only an unfinished or foreign folder can be there: it is no model, and ours to replace.
+        # force: another process may put the same bundle there meanwhile.
         export(str(found), "host", folder, force=True, progress=progress)
     return folder
 

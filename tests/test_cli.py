@@ -1,0 +1,304 @@
+"""The command line as users meet it: a process, its streams and its exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from tiny import TINY_SHAPES, write_tiny_checkpoint
+
+import plm_edge
+from plm_edge.cli import app
+from plm_edge.cli.chat import DEMO_PROMPT, stats_line
+from plm_edge.errors import FileFormatError
+from plm_edge.runtime.chat import ChatStats
+
+PROGRAM = str(Path(sys.executable).with_name("plm-edge"))
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LANG": "C.UTF-8"}
+
+
+@pytest.fixture
+def run(env: dict[str, str], tmp_path: Path) -> Callable[..., Ran]:
+    def call(*arguments: object, stdin: str | bytes = "") -> Ran:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        done = subprocess.run(
+            [PROGRAM, *map(str, arguments)], input=data, capture_output=True, env=env, cwd=tmp_path
+        )
+        return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return call
+
+
+@pytest.fixture
+def inside(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Ran]:
+    """As `run`, without a process of its own: ten times as fast."""
+
+    def call(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["plm-edge", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.chdir(tmp_path)
+        code = app._exit_code()
+        return Ran(code, *capfd.readouterr())
+
+    return call
+
+
+Run = Callable[..., Ran]
+Bundles = Callable[..., Path]
+
+
+def one_line(ran: Ran, code: int, part: str) -> None:
+    assert ran.code == code, ran.err
+    assert ran.out == ""
+    assert part in ran.err
+    assert ran.err.startswith("plm-edge: ")
+    assert ran.err.count("\n") == 1
+
+
+def test_version_and_help(run: Run, inside: Run) -> None:
+    assert run("--version") == Ran(0, f"plm-edge {plm_edge.__version__}\n", "")
+    shown = run("--help")
+    assert shown.code == 0
+    for name in ("export", "chat", "plan", "devices", "verify", "synth"):
+        assert f"  {name} " in shown.out
+        assert inside(name, "--help").code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nothing"],
+        ["chat", "--nothing"],
+        ["chat", "-n", "many"],
+        ["chat", "--top-k"],
+        ["export", "demo"],
+        ["devices", "show"],
+    ],
+)
+def test_usage_errors(inside: Run, arguments: list[str]) -> None:
+    ran = inside(*arguments)
+    assert ran.code == 2
+    assert "Error:" in ran.err
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["chat", "./none"], 2, "./none"),
+        (["plan", "{hf}", "--target", "toaster"], 2, "unknown target 'toaster'"),
+        (["chat", "{bundle}", "-p", ""], 2, "prompt is empty"),
+        (["chat", "{bundle}", "-p", "a", "--temp", "nan"], 2, "temperature must be"),
+        (["chat", "{bundle}", "-p", "a", "--top-k", "-1"], 2, "top_k must be"),
+        (["chat", "{bundle}", "-p", "a", "-s", "18446744073709551616"], 2, "seed must be"),
+        (["chat", "{bundle}", "-p", "a", "-n", "0"], 2, "max_tokens must be"),
+        (["chat", "{bundle}", "-p", "a", "--stop", ""], 2, "stop must hold"),
+        (["chat", "{bundle}", "-p", "a", "-c", "129"], 2, "trained for; use fewer, or --force"),
+        (["chat", "{bundle}", "-p", "a", "-c", "0"], 2, "context of 0"),
+        (["chat", "{bundle}", "-p", "a", "-ctk", "q3"], 2, "q3"),
+        (["chat", "{bundle}", "-p", "a", "--isa", "mmx"], 2, "mmx"),
+        (["chat", "{bundle}", "-p", "a", "-t", "0"], 2, "0 threads"),
+        (["chat", "{bundle}", "-p", "a", "--backend", "magic"], 6, "magic"),
+        (["chat", "{bundle}", "-p", "{long}"], 5, "the context holds 128"),
+        (["chat", "{bundle}", "--load", "none.json"], 4, "cannot read none.json"),
+        (["verify", "{hf}"], 3, "manifest.json"),
+        (["plan", "{bundle}", "--target", "{small}"], 5, "leaves 1 MiB"),
+        (["export", "{hf}", "--target", "rpi", "-o", "{bundle}"], 4, "--force"),
+        (["export", "{hf}", "--target", "rpi", "--quant", "Q9"], 6, "Q9"),
+        (["export", "{hf}", "--target", "rpi", "--layout", "flat"], 6, "flat"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    inside: Run,
+    bundle_of: Bundles,
+    checkpoint_of: Callable[[str], Path],
+    tmp_path: Path,
+    arguments: list[str],
+    code: int,
+    part: str,
+) -> None:
+    small = tmp_path / "small.toml"
+    small.write_text(
+        'name = "Toy"\nisa = "scalar"\nram_bytes = 2097152\nusable_bytes = 1048576\ncores = 1\n'
+        'performance_cores = 1\n[source]\nisa = "x"\nram_bytes = "x"\nusable_bytes = "x"\n'
+        'cores = "x"\nperformance_cores = "x"\n'
+    )
+    words = {
+        "hf": checkpoint_of("plain"),
+        "bundle": bundle_of("plain"),
+        "small": small,
+        "long": "word " * 200,
+    }
+    one_line(inside(*(argument.format(**words) for argument in arguments)), code, part)
+
+
+def test_export_verify_chat(run: Run, checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    ran = run("export", checkpoint_of("plain"), "--target", "rpi4", "--quant", "F16", "-c", 64)
+    assert ran.code == 0
+    assert "wrote plain-rpi4;" in ran.out
+    assert "F16 in layout latent, context 64 tokens" in ran.out
+    assert ran.err.startswith("export: ")
+    assert run("verify", "plain-rpi4").out.splitlines()[-1].startswith("ok: plain-rpi4, 1 files")
+    ran = run("chat", "plain-rpi4", "-p", "hello", "-n", 5, "-s", 1)
+    assert ran.code == 0
+    assert "answer 5 tokens" in ran.err.splitlines()[-1]
+    assert ran.out == run("chat", "plain-rpi4", "-p", "-", "-n", 5, "-s", 1, stdin="hello").out
+    assert ran.out != run("chat", "plain-rpi4", "-p", "hello", "-n", 5, "-s", 2).out
+    model = tmp_path / "plain-rpi4/model.gguf"
+    data = bytearray(model.read_bytes())
+    data[-1] ^= 1
+    model.write_bytes(data)
+    one_line(run("verify", "plain-rpi4"), 3, "sha256")
+
+
+def test_a_folder_is_exported_once_into_the_cache(
+    run: Run, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "hf", TINY_SHAPES["plain"])
+    assert "for this machine: " in run("chat", folder, "-p", "a", "-n", 1).err
+    (cached,) = (tmp_path / ".cache/plm-edge").iterdir()
+    before = (cached / "model.gguf").stat().st_mtime_ns
+    assert "for this machine: " not in run("chat", folder, "-p", "a", "-n", 1).err
+    assert (cached / "model.gguf").stat().st_mtime_ns == before
+    write_tiny_checkpoint(folder, TINY_SHAPES["plain"], seed=1)
+    assert "for this machine: " in run("chat", folder, "-p", "a", "-n", 1).err
+    assert len(list((tmp_path / ".cache/plm-edge").iterdir())) == 2
+
+
+def test_each_line_of_stdin_is_a_turn(run: Run, bundle_of: Bundles) -> None:
+    ran = run("chat", bundle_of("plain"), "-n", 2, stdin="one\n\n/exit\n")
+    assert ran.code == 0
+    assert ran.err.count("answer 2 tokens") == 2  # a command is text where nobody sits
+    assert "0 of them cached" in ran.err
+    assert ran.err.count("; 0 of them cached") + ran.err.count(", 0 of them cached") == 1
+
+
+def test_nobody_there(inside: Run, bundle_of: Bundles) -> None:
+    one_line(inside("chat", bundle_of("plain")), 2, "stdin holds no prompt")
+    assert DEMO_PROMPT == "Tell me a tale about a fox"
+
+
+def test_bytes_that_are_no_text_are_answered(run: Run, bundle_of: Bundles) -> None:
+    ran = run("chat", bundle_of("plain"), "-n", 1, "-p", "-", stdin=b"\xff\x00\xc3")
+    assert ran.code == 0
+
+
+def test_a_longer_context_with_force(run: Run, bundle_of: Bundles) -> None:
+    ran = run("chat", bundle_of("plain"), "-c", 200, "--force", "-p", "word " * 20, "-n", 1)
+    assert ran.code == 0, ran.err
+
+
+def test_plan_and_devices(inside: Run, bundle_of: Bundles) -> None:
+    plan = json.loads(inside("plan", bundle_of("plain"), "--target", "rpi", "--json").out)
+    assert plan["n_ctx"] == 128
+    assert "reasons" not in plan
+    shown = inside("plan", bundle_of("plain"), "--target", "rpi", "-c", 64, "--explain").out
+    assert "context   64 tokens" in shown
+    assert "because" in shown
+    assert inside("devices").out == inside("devices", "list").out
+    assert "(also: rpi, rpi5)" in inside("devices").out
+    assert "rpi5-4gb" in json.loads(inside("devices", "list", "--json").out)["names"]
+    assert json.loads(inside("devices", "show", "rpi", "--json").out)["cores"] == 4
+    assert "ram_bytes" in inside("devices", "detect").out
+
+
+def test_a_reader_that_leaves(env: dict[str, str], bundle_of: Bundles) -> None:
+    process = subprocess.Popen(
+        [PROGRAM, "chat", bundle_of("plain"), "-p", "a", "--temp", "0"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 141
+
+
+def test_an_interrupt_of_one_answer(env: dict[str, str], tmp_path: Path) -> None:
+    spec = replace(TINY_SHAPES["blocks"], n_ctx_train=32_768)
+    folder = write_tiny_checkpoint(tmp_path / "hf", spec)
+    plm_edge.export(folder, out=tmp_path / "long", quant="Q8_0")
+    process = subprocess.Popen(
+        [PROGRAM, "chat", tmp_path / "long", "-p", "hello", "--temp", "0"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+    )
+    assert process.stdout is not None
+    process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, b"plm-edge: interrupted\n")
+    out.decode("utf-8", "strict")
+
+
+def raising(error: BaseException) -> Callable[[Path], None]:
+    def verify(_: Path) -> None:
+        raise error
+
+    return verify
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (FileFormatError("two\nlines"), 3, "plm-edge: two lines\n"),
+        (KeyboardInterrupt(), 130, "plm-edge: interrupted\n"),
+        (OSError(28, "No space left on device", "x"), 4, "plm-edge: x: No space left on device\n"),
+        (MemoryError(), 5, "plm-edge: the memory of this machine is used up\n"),
+        (BrokenPipeError(), 141, ""),
+    ],
+)
+def test_every_error_has_its_exit_code(
+    error: BaseException,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("plm_edge.bundle.verify_bundle", raising(error))
+    monkeypatch.setattr(sys, "argv", ["plm-edge", "verify", "x"])
+    assert app._exit_code() == code
+    assert capsys.readouterr() == ("", line)
+
+
+def test_our_own_mistake_shows_where(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("plm_edge.bundle.verify_bundle", raising(ZeroDivisionError("here")))
+    monkeypatch.setattr(sys, "argv", ["plm-edge", "verify", "x"])
+    assert app._exit_code() == 70
+    assert "ZeroDivisionError: here" in capsys.readouterr().err
+
+
+def test_statistics_leave_out_what_was_not_measured() -> None:
+    line = stats_line(ChatStats(3, 0, 0, 7))
+    assert line == "[prompt 3 tokens, 0 of them cached; answer 0 tokens; seed 7; failed]"
