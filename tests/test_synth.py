@@ -15,7 +15,7 @@ from plm_edge.errors import UsageError
 from plm_edge.exporters.synth import SHAPES, synth
 from plm_edge.exporters.synth_check import measure_activity
 from plm_edge.exporters.synth_vocabulary import TEMPLATE, made_up_vocabulary
-from plm_edge.exporters.synth_weights import CONSTANT, SynthWeights
+from plm_edge.exporters.synth_weights import BLOCK_ROWS, CONSTANT, SynthWeights
 from plm_edge.gguf_weights import GgufWeights
 from plm_edge.layouts import file_tensors
 from plm_edge.reference import Reference
@@ -47,6 +47,19 @@ def test_seed_and_name_matter():
     assert not np.array_equal(one, SynthWeights(TINY, 0.8, seed=2).read_rows(name, 0, 8))
     other = SynthWeights(TINY, 0.8, seed=1).read_rows("blk.1.ffn_up.weight", 0, 8)
     assert not np.array_equal(one[:, CONSTANT:], other[:, CONSTANT:])
+
+
+def test_no_two_rows_are_alike():
+    rows = SynthWeights(TINY, 0.8, seed=1).read("blk.0.ffn_up.weight")
+    assert len(np.unique(rows, axis=0)) == len(rows) == 2 * BLOCK_ROWS
+
+
+def test_no_layer_writes_to_the_constant_of_the_stream():
+    weights = SynthWeights(TINY, 0.8, seed=1)
+    for kind in ("attn_output", "ffn_down"):
+        rows = weights.read(f"blk.1.{kind}.weight")
+        assert not rows[:CONSTANT].any()
+        assert rows[CONSTANT:].any(axis=1).all()
 
 
 @pytest.mark.parametrize("zeros", [0.5, 0.8, 0.9])
