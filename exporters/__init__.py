@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import plm_edge
 from plm_edge import devices
@@ -17,7 +18,7 @@ from plm_edge.gguf_spec import spec_to_gguf
 from plm_edge.layouts import file_tensors, layout_of
 from plm_edge.plan import Plan, make_plan
 
-__all__ = ["export", "write_bundle"]
+__all__ = ["default_folder", "export", "write_bundle"]
 
 MODEL_FILE = "model.gguf"
 
@@ -46,10 +47,14 @@ def export(
     with open_checkpoint(resolve_model(str(model)), frozenset(allow_keys)) as checkpoint:
         plan = make_plan(checkpoint.spec, profile, quant, layout, n_ctx)
         source = from_checkpoint(checkpoint)
-        if out is None:
-            name = str(source.description["name"]).rsplit("/", 1)[-1]
-            out = f"{name}-{Path(target).stem}"
-        return write_bundle(source, plan, Path(out), force=force, progress=progress)
+        folder = default_folder(source.description, target) if out is None else Path(out)
+        return write_bundle(source, plan, folder, force=force, progress=progress)
+
+
+def default_folder(source: Mapping[str, Any], target: str) -> Path:
+    """Where a bundle goes if nobody says: named after the model and the target."""
+    name = str(source["name"]).rsplit("/", 1)[-1]
+    return Path(f"{name}-{Path(target).stem}")
 
 
 def write_bundle(

@@ -10,6 +10,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 DEADLINE_S = 60
 
@@ -17,7 +18,7 @@ DEADLINE_S = 60
 class PtyRun:
     """Standard streams are one terminal; `seen` holds all bytes so far."""
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: Path) -> None:
         self._master, slave = pty.openpty()
         self._process = subprocess.Popen(
             command,
@@ -25,6 +26,7 @@ class PtyRun:
             stdout=slave,
             stderr=slave,
             env=dict(env),
+            cwd=cwd,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )

@@ -225,6 +225,14 @@ def test_plan_and_devices(inside: Run, bundle_of: Bundles) -> None:
     assert "ram_bytes" in inside("devices", "detect").out
 
 
+def test_synth(inside: Run, tmp_path: Path) -> None:
+    ran = inside("synth", "--shape", "plm-tiny", "-o", "made", "-s", 3, "--quant", "Q8_0")
+    assert ran.code == 0, ran.err
+    assert "wrote made" in ran.out
+    assert inside("chat", "made", "-p", "a", "-n", 1).code == 0
+    one_line(inside("synth", "--shape", "cube", "-o", "made"), 2, "unknown shape 'cube'")
+
+
 def test_a_reader_that_leaves(env: dict[str, str], bundle_of: Bundles) -> None:
     process = subprocess.Popen(
         [PROGRAM, "chat", bundle_of("plain"), "-p", "a", "--temp", "0"],

@@ -40,7 +40,7 @@ def start(bundle: Path, tmp_path: Path) -> Iterator[Start]:
     runs: list[PtyRun] = []
 
     def begin(*options: str) -> PtyRun:
-        run = PtyRun([*PROGRAM, "chat", str(bundle), "-t", "1", *options], env)
+        run = PtyRun([*PROGRAM, "chat", str(bundle), "-t", "1", *options], env, tmp_path)
         runs.append(run)
         run.expect(">>> ")
         return run

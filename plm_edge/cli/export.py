@@ -32,11 +32,8 @@ def command(
 ) -> None:
     """Export a model for a device."""
     from plm_edge.cli.progress import Progress
-    from plm_edge.exporters import export
+    from plm_edge.exporters import default_folder, export
 
-    if out is None:
-        name = "demo" if model == "demo" else Path(model.rstrip("/")).name
-        out = Path(f"{name}-{Path(target).stem}")
     progress = Progress("export")
     manifest = export(
         model,
@@ -50,10 +47,10 @@ def command(
         progress=progress,
     )
     progress.done()
-    print_bundle(out, manifest)
+    _print(default_folder(manifest.source, target) if out is None else out, manifest)
 
 
-def print_bundle(out: Path, manifest: Manifest) -> None:
+def _print(out: Path, manifest: Manifest) -> None:
     """What was written, and what it will take."""
     plan = manifest.plan
     print(f"{plan['quant']} in layout {plan['layout']}, context {plan['n_ctx']} tokens")

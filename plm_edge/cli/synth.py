@@ -23,7 +23,7 @@ def command(
     from plm_edge.exporters.synth import synth
 
     progress = Progress("synth")
-    manifest = synth(
+    report = synth(
         shape,
         out,
         zeros=zeros,
@@ -35,4 +35,4 @@ def command(
         progress=progress,
     )
     progress.done()
-    print(manifest)
+    print(report)
