@@ -84,7 +84,7 @@ class GgufFile:
     @classmethod
     def open(cls, path: Path) -> GgufFile:
         """Map and check the whole header. Raises FileFormatError saying what is wrong where."""
-        fd = open_regular(path.resolve())
+        fd = open_regular(Path(os.path.realpath(path)))  # resolve() raises on a loop
         try:
             size = os.fstat(fd).st_size
             refuse_lfs_pointer(os.pread(fd, 64, 0), path.name)

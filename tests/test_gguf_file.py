@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from mutations import mutate
 
-from plm_edge.errors import FileFormatError, PlmEdgeError, UnsupportedError
+from plm_edge.errors import FileFormatError, OutputError, PlmEdgeError, UnsupportedError
 from plm_edge.ggml_types import GGML_TYPES
 from plm_edge.gguf_file import GgufFile
 from plm_edge.tokenizer.strings import StringArray
@@ -275,6 +275,10 @@ def test_truncated_at_each_byte(tmp_path: Path) -> None:
 def test_not_a_regular_file(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="regular file"):
         GgufFile.open(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("loop", "missing"):
+        with pytest.raises(OutputError, match=f"cannot read {name}"):
+            GgufFile.open(tmp_path / name)
 
 
 def test_2000_mutations(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def _entry(name: str, item: Any, data_start: int, where: str) -> Entry:
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FileFormatError(f"{where} has the impossible data_offsets {short(offsets)}")
     bits = math.prod(shape) * _BITS[dtype]
-    if bits >= _MAX_SIZE or bits % 8 or bits // 8 != offsets[1] - offsets[0]:
+    if bits % 8 or bits // 8 != offsets[1] - offsets[0]:
         raise FileFormatError(
             f"{where}: {dtype} {short(shape)} needs {bits / 8:g} bytes, "
             f"data_offsets give {offsets[1] - offsets[0]}"
