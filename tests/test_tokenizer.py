@@ -52,7 +52,7 @@ def test_random_text_has_the_ids_of_the_oracle(
 def test_two_merges_exchanged_are_noticed(
     ours: Tokenizer, oracle: tokenizers.Tokenizer, tmp_path: Path
 ) -> None:
-    """ "ab" before "bc" makes ab, c of abc: exchange two such merges, and the ids differ."""
+    """The merge ab before bc makes ab, c of abc: exchange two such merges, and the ids differ."""
     bent = json.loads(oracle.to_str())
     merges = bent["model"]["merges"]
     letters = [m for m in merges if all(len(part) == 1 and part.isascii() for part in m)]
