@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import os
 import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from plm_edge.checkpoint import hub
 from plm_edge.checkpoint.hub import choose_gguf, resolve_model
-from plm_edge.errors import OutputError, UnsupportedError, UsageError
+from plm_edge.errors import FileFormatError, OutputError, UnsupportedError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -26,13 +29,61 @@ def test_an_existing_path_is_itself(tmp_path: Path) -> None:
     assert resolve_model(str(tmp_path)) == tmp_path
 
 
-def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub client in place of the user's."""
     pytest.importorskip("huggingface_hub")
     constants = importlib.import_module("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def cached(cache: Path, repo: str, *names: str) -> Path:
+    """The snapshot folder of a repository of which these files were downloaded."""
+    home = cache / ("models--" + repo.replace("/", "--"))
+    snapshot = home / "snapshots" / ("0" * 40)
+    for folder in (home / "blobs", home / "refs", snapshot):
+        folder.mkdir(parents=True)
+    (home / "refs" / "main").write_text("0" * 40)
+    for name in names:
+        (home / "blobs" / name).write_text("x")
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    return snapshot
+
+
+def test_what_the_cache_holds_works_offline(cache: Path) -> None:
+    snapshot = cached(cache, "some-org/model", "config.json", "model.safetensors")
+    assert resolve_model("some-org/model", offline=True) == snapshot
+    snapshot = cached(cache, "some-org/files", "m-Q4_0.gguf", "m-Q8_0.gguf")
+    assert resolve_model("some-org/files:q8_0", offline=True) == snapshot / "m-Q8_0.gguf"
+    with pytest.raises(UsageError, match=r"name one: some-org/files:Q8_0"):
+        resolve_model("some-org/files", offline=True)
+
+
+def test_offline_says_what_to_do(cache: Path) -> None:
     for model in ("some-org/nothing", "some-org/nothing:Q8_0"):
         with pytest.raises(OutputError, match="run once without --offline"):
             resolve_model(model, offline=True)
+
+
+def test_a_fresh_download_is_hashed(tmp_path: Path) -> None:
+    """The cache names large files by their sha256; the same size alone is not enough."""
+    blob = tmp_path / hashlib.sha256(b"right").hexdigest()
+    blob.write_bytes(b"right")
+    hub._check_fresh_blob(blob, started=0.0)
+    blob.write_bytes(b"wrong")
+    with pytest.raises(FileFormatError, match=r"remove .* and try again"):
+        hub._check_fresh_blob(blob, started=0.0)
+    os.utime(blob, (1, 1))  # older than this run: not read again
+    hub._check_fresh_blob(blob, started=100.0)
+
+
+def test_a_broken_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(hub, "_DEMO", tmp_path / "demo")
+    with pytest.raises(UnsupportedError, match="demo model is not installed"):
+        resolve_model("demo")
+    (tmp_path / "demo").mkdir()
+    assert resolve_model("demo") == tmp_path / "demo"
 
 
 def test_a_hub_id_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
