@@ -45,9 +45,9 @@ def read_vocabulary(folder: Path) -> Vocabulary:
             _refuse(path, f"model.{key} unset", model[key])
     nfc = _normalizer(path, tokenizer.get("normalizer"))
     pre = _pre_tokenizer(path, tokenizer.get("pre_tokenizer"))
-    if (tokenizer.get("decoder") or {}).get("type") != "ByteLevel":
+    if _type(tokenizer.get("decoder")) != "ByteLevel":
         _refuse(path, "decoder 'ByteLevel'", tokenizer.get("decoder"))
-    if (tokenizer.get("post_processor") or {}).get("type") not in (None, "ByteLevel"):
+    if _type(tokenizer.get("post_processor")) not in (None, "ByteLevel"):
         _refuse(path, "post_processor null or 'ByteLevel'", tokenizer["post_processor"])
 
     added = _added_tokens(path, tokenizer.get("added_tokens") or [])
@@ -76,7 +76,10 @@ def _with_configs(
     for key in ("add_bos_token", "add_eos_token", "add_prefix_space"):
         if config.get(key):
             _refuse(path, f"{key} false", config[key])
-    for token_id, token in (config.get("added_tokens_decoder") or {}).items():
+    decoder = config.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        _refuse(path, "added_tokens_decoder, an object", decoder)
+    for token_id, token in decoder.items():
         text = token.get("content") if isinstance(token, dict) else token
         if str(added.get(str(text))) != token_id:
             _refuse(path, f"added token {token_id} in tokenizer.json too", text)
@@ -90,6 +93,8 @@ def _with_configs(
         named.update(_ids(folder / name, other.get("eos_token_id")))
     stops = all_stops(added, named, len(tokens))
     bos = _ids(folder / "config.json", others["config.json"].get("bos_token_id"))
+    if not all(0 <= i < len(tokens) for i in bos):
+        _refuse(folder / "config.json", f"bos_token_id an id below {len(tokens)}", bos)
     return Vocabulary(
         tokens=_strings(folder / "tokenizer.json", tokens),
         kinds=kinds,
@@ -104,6 +109,11 @@ def _with_configs(
 
 
 # ---------------------------------------------------------------- tokenizer.json
+
+
+def _type(found: Any) -> Any:
+    """The type of a part of tokenizer.json; None where there is none, itself where it is no part."""
+    return found.get("type", found) if isinstance(found, dict) else found
 
 
 def _normalizer(path: Path, found: Any) -> bool:
