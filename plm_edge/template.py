@@ -32,7 +32,7 @@ def render_chat(
     such texts are broken up by a character of the private-use area that occurs nowhere, which is
     taken out again once the template's special tokens are cut out.
     """
-    _check_messages(messages)
+    check_messages(messages)
     source = _template(tokenizer)
     mark = _unused_character([source, *(m["content"] for m in messages)])
     breaks = _Breaks(tokenizer.special_ids, mark)
@@ -56,7 +56,8 @@ def render_chat(
     return ids
 
 
-def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
+def check_messages(messages: Sequence[Mapping[str, str]]) -> None:
+    """UsageError unless these are messages that can be rendered."""
     if isinstance(messages, str | Mapping) or not messages:
         raise UsageError("messages: expected a list of messages, found none; pass at least one")
     for i, message in enumerate(messages):

@@ -13,12 +13,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from plm_edge.template import render_chat
-
 from plm_edge.errors import ContextOverflow, Interrupted, UsageError
 from plm_edge.runtime.reuse import common, reuse
 from plm_edge.runtime.sampler import RECENT, Sampler
 from plm_edge.runtime.stream import TextStream, check_stops
+from plm_edge.template import check_messages, render_chat
+from plm_edge.template_sandbox import MAX_OUTPUT
 
 if TYPE_CHECKING:
     from plm_edge.runtime.session import Session
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, str]
 Notice = Callable[[str], None]
 
+LONGEST_TOKEN = 256  # characters; assumed of any vocabulary
 ROOM = 4  # a prompt leaves one part in ROOM of the context to the answer, or drops old turns
 
 
@@ -183,21 +184,6 @@ def chat(
     return Answer(session, prompt, limits, sampler or Sampler())
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """UsageError unless these are messages that can be answered."""
-    if not messages:
-        raise UsageError("messages is empty; it must hold at least one message to answer")
-    for at, message in enumerate(messages):
-        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-            raise UsageError(f'messages[{at}] must be {{"role": ..., "content": ...}}')
-        if message["role"] not in ("system", "user", "assistant"):
-            raise UsageError(
-                f"messages[{at}].role must be system, user or assistant, not {message['role']!r}"
-            )
-        if not isinstance(message["content"], str):
-            raise UsageError(f"messages[{at}].content must be text, not {message['content']!r:.40}")
-
-
 def fit(session: Session, messages: Sequence[Message], max_tokens: int | None) -> Prompt:
     """The prompt that fits into the context, without the oldest turns if it must be.
 
@@ -208,13 +194,14 @@ def fit(session: Session, messages: Sequence[Message], max_tokens: int | None) -
     head, turns = split_turns(messages)
     n_ctx, held = session.n_ctx, session.ids
     room = max(1, min(max_tokens or n_ctx, n_ctx // ROOM))
+    far = _out_of_reach(head, turns, n_ctx)
 
     def render(dropped: int) -> list[int]:
         kept = [message for turn in turns[dropped:] for message in turn]
         return render_chat(session.tokenizer, [*head, *kept])
 
     def first_below(most: int) -> int:
-        low, high = 0, len(turns) - 1  # the last turn always stays
+        low, high = far, len(turns) - 1  # the last turn always stays
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if len(render(middle)) <= most else (middle + 1, high)
@@ -228,14 +215,31 @@ def fit(session: Session, messages: Sequence[Message], max_tokens: int | None) -
             if reuse(held, ids, session.tokenizer)[1] * 2 > len(ids):
                 break
     if not 0 < len(ids) <= n_ctx:
-        raise ContextOverflow(
-            f"the message and the system prompt take {len(ids)} tokens, the context holds {n_ctx}; "
-            "shorten them or ask for a larger context with -c"
-        )
+        raise _too_long(f"{len(ids)} tokens", n_ctx)
     joined, cached = reuse(held, ids, session.tokenizer)
     if len(joined) > n_ctx:
         joined, cached = ids, min(common(held, ids), len(ids) - 1)
     return Prompt(tuple(joined), cached, dropped)
+
+
+def _out_of_reach(head: list[Message], turns: list[list[Message]], n_ctx: int) -> int:
+    """How many of the oldest turns cannot fit by their length alone, so need not be rendered."""
+    most = min(n_ctx * LONGEST_TOKEN, MAX_OUTPUT // 2)  # the template needs some for itself
+    left = most - sum(len(message["content"]) for message in head)
+    for at in range(len(turns) - 1, -1, -1):
+        left -= sum(len(message["content"]) for message in turns[at])
+        if left < 0:
+            if at == len(turns) - 1:
+                raise _too_long(f"{most - left} characters", n_ctx)
+            return at + 1
+    return 0
+
+
+def _too_long(found: str, n_ctx: int) -> ContextOverflow:
+    return ContextOverflow(
+        f"the message and the system prompt take {found}, the context holds {n_ctx} tokens; "
+        "shorten them or ask for a larger context with -c"
+    )
 
 
 def split_turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:

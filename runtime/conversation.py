@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from plm_edge.atomic import write_atomic
-
 from plm_edge.errors import FileFormatError, OutputError, UsageError
-from plm_edge.runtime.chat import Answer, Message, Notice, chat, check_messages
+from plm_edge.runtime.chat import Answer, Message, Notice, chat
 from plm_edge.runtime.sampler import Sampler
 from plm_edge.runtime.stream import check_stops
+from plm_edge.template import check_messages
 
 if TYPE_CHECKING:
     from plm_edge.runtime.session import Session

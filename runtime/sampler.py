@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from plm_edge.errors import NumericalError, UsageError
 
+SORTED_FIRST = 256  # candidates; top-p seldom needs more of a large vocabulary
 RECENT = 64  # how many of the last ids the repeat penalty looks at
 
 Logits = NDArray[np.floating[Any]]
@@ -69,7 +70,7 @@ class Sampler:
             ids = largest(logits, self.top_k)
         ids, values = nucleus(ids, logits[ids], self.top_p, self.min_p)
         with np.errstate(over="ignore"):  # temperature near 0: exp(-inf) for all but the first
-            weights = np.exp((values - values[0]) / self.temperature)
+            weights = np.exp((values - values.max()) / self.temperature)
         edges = np.cumsum(weights)  # (candidates,)
         found = int(np.searchsorted(edges, self._draws.random() * edges[-1], side="right"))
         return int(ids[min(found, ids.size - 1)])
@@ -79,9 +80,11 @@ def penalized(logits: Logits, recent_ids: Sequence[int], penalty: float) -> Logi
     """A copy in which ids seen lately are less likely: divided if positive, else multiplied."""
     seen = np.unique(np.asarray(recent_ids[-RECENT:], dtype=np.int64))
     seen = seen[seen < logits.size]
-    out = logits.astype(np.float64)  # a penalty of 0.1 cannot overflow here
-    values = out[seen]
-    out[seen] = np.where(values > 0, values / penalty, values * penalty)
+    values = logits[seen].astype(np.float64)
+    values = np.where(values > 0, values / penalty, values * penalty)
+    out: Logits = logits.copy()
+    most = np.finfo(out.dtype).max  # which a penalty of 0.1 could exceed
+    out[seen] = np.clip(values, -most, most)
     return out
 
 
@@ -96,7 +99,7 @@ def largest(logits: Logits, count: int) -> NDArray[np.int64]:
 def nucleus(
     ids: NDArray[np.int64], logits: Logits, top_p: float, min_p: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """What top-p and then min-p leave, likeliest first: ids and their logits, each (kept,).
+    """What top-p and then min-p leave: ids and their logits, each (kept,).
 
     Both keep a head of the sorted candidates, so min-p may go first, on the unsorted ones, as
     long as the shares that top-p adds up are of all candidates: of a large vocabulary only a few
@@ -106,10 +109,13 @@ def nucleus(
     weights = np.exp(values - values.max())
     total = weights.sum()
     kept = np.flatnonzero((weights >= min_p) & (values > -np.inf))
-    kept = kept[np.argsort(-values[kept], kind="stable")]
-    if top_p < 1.0:
-        share = np.cumsum(weights[kept])
-        kept = kept[: int(np.searchsorted(share, top_p * total, side="left")) + 1]
+    for head in (SORTED_FIRST, kept.size) if top_p < 1.0 else ():
+        first = kept[largest(values[kept], head)] if head < kept.size else kept
+        first = first[np.argsort(-values[first], kind="stable")]
+        share = np.cumsum(weights[first])
+        if share[-1] >= top_p * total or first.size == kept.size:
+            kept = first[: int(np.searchsorted(share, top_p * total, side="left")) + 1]
+            break
     return ids[kept], values[kept]
 
 

@@ -125,14 +125,23 @@ def test_a_prompt_that_fills_the_context_and_one_that_is_too_long() -> None:
     answer = chat(NgramSession(n_ctx=need), [user("tell")], sampler=GREEDY)
     assert ("".join(answer), answer.stats.generated_tokens) == ("T", 1)
     session = NgramSession(n_ctx=need - 1)
-    with pytest.raises(ContextOverflow, match=f"take {need} tokens, the context holds {need - 1}"):
+    with pytest.raises(
+        ContextOverflow, match=f"take {need} tokens, the context holds {need - 1} tokens"
+    ):
         chat(session, [user("tell")])
     assert session.computed == []
 
 
 def test_a_long_message_is_refused_soon() -> None:
-    with pytest.raises(ContextOverflow):
-        chat(NgramSession(), [user("A" * 100_000)])
+    for length in (20_000, 10_000_000):
+        with pytest.raises(ContextOverflow, match="the context holds 256 tokens"):
+            chat(NgramSession(), [user("A" * length)])
+
+
+def test_a_long_history_is_not_rendered() -> None:
+    old = [user("tell"), {"role": "assistant", "content": "b" * 10_000_000}]
+    answer = chat(NgramSession(), [*old, *turns(1)], 1, GREEDY, notice=lambda _: None)
+    assert answer.stats.dropped_turns == 1
 
 
 def test_the_oldest_turns_are_left_out_and_the_system_prompt_stays() -> None:

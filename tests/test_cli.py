@@ -122,7 +122,7 @@ def test_usage_errors(inside: Run, arguments: list[str]) -> None:
         (["chat", "{bundle}", "-p", "a", "--isa", "mmx"], 2, "mmx"),
         (["chat", "{bundle}", "-p", "a", "-t", "0"], 2, "0 threads"),
         (["chat", "{bundle}", "-p", "a", "--backend", "magic"], 6, "magic"),
-        (["chat", "{bundle}", "-p", "{long}"], 5, "the context holds 128"),
+        (["chat", "{bundle}", "-p", "{long}"], 5, "the context holds 128 tokens"),
         (["chat", "{bundle}", "--load", "none.json"], 4, "cannot read none.json"),
         (["verify", "{hf}"], 3, "manifest.json"),
         (["plan", "{bundle}", "--target", "{small}"], 5, "leaves 1 MiB"),
