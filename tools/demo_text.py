@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
 import re
@@ -157,3 +158,30 @@ class Rows:
         return torch.stack(
             [self.chat_row() if i < chat_rows else self.text_row() for i in range(rows)]
         )
+
+
+def sample(text: str, size: int = 200_000) -> str:
+    """About `size` bytes: as much from every book of the text, whole paragraphs from its middle."""
+    books = [book for book in text.split("\n\n") if book.strip()]
+    pieces = []
+    for book in books:
+        start = book.find("\n", max(0, (len(book) - size // len(books)) // 2)) + 1
+        end = book.find("\n", start + size // len(books) - 400)
+        pieces.append(book[start:end].strip("\n"))
+    return "\n\n".join(pieces) + "\n"
+
+
+def main() -> None:
+    """Write the two samples that the package carries."""
+    parser = argparse.ArgumentParser(description="cut the texts that ship with the package")
+    parser.add_argument("--corpus", type=Path, required=True, help="UTF-8, one paragraph a line")
+    parser.add_argument("--out", type=Path, default=Path("plm_edge/texts"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    train, held_out = split_corpus(args.corpus)
+    (args.out / "calibration.txt").write_text(sample(train), encoding="utf-8")
+    (args.out / "held_out.txt").write_text(sample(held_out), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
