@@ -30,7 +30,6 @@ def refusal(make: Callable[[], Tokenizer]) -> str:
         make()
     line = str(why.value)
     assert "\n" not in line
-    assert "expected" in line
     return line
 
 
@@ -116,14 +115,15 @@ def test_a_byte_without_token(sound: str, tmp_path: Path) -> None:
 
 
 BAD_TEXTS = {
-    "": "JSON, found ''",
-    "{": "JSON",
-    "[]": "a JSON object, found list",
-    "\ufeff{}": "JSON",
-    '{"model": NaN}': "the number NaN",
-    '{"model": 1, "model": 2}': "key 'model' twice",
-    '{"a":' * 100_000: "nested too deeply",
-    "version https://git-lfs.github.com/spec/v1": "JSON, found 'version https://git-'",
+    "": "tokenizer.json is not valid JSON",
+    "{": "tokenizer.json is not valid JSON",
+    "[]": "must hold a JSON object, found list",
+    "\ufeff{}": "byte order mark",
+    '{"model": NaN}': "holds NaN",
+    '{"model": 1, "model": 2}': "the key 'model' twice",
+    '{"a":' * 100_000: "nested deeper",
+    "version https://git-lfs.github.com/spec/v1": "Git LFS pointer",
+    "[" + "0," * 4_000_000: "more than 4000000 values",
 }
 
 
@@ -131,19 +131,18 @@ BAD_TEXTS = {
 def test_bad_json(text: str, tmp_path: Path) -> None:
     line = refusal(lambda: Tokenizer.from_hf(write_folder(tmp_path, text)))
     assert BAD_TEXTS[text] in line
-    assert str(tmp_path / "tokenizer.json") in line
 
 
 def test_missing_and_too_large_files(
     sound: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "a readable file" in refusal(lambda: Tokenizer.from_hf(tmp_path))
+    assert "found no such file" in refusal(lambda: Tokenizer.from_hf(tmp_path))
     folder = write_folder(tmp_path, sound)
     (folder / "tokenizer.json").write_bytes(b"\xff{}")
-    assert "UTF-8, found byte 0" in refusal(lambda: Tokenizer.from_hf(folder))
+    assert "not valid JSON" in refusal(lambda: Tokenizer.from_hf(folder))
     monkeypatch.setattr(hf, "TOKENIZER_BYTES", 1000)
     folder = write_folder(tmp_path, sound)
-    assert "at most 1000 bytes" in refusal(lambda: Tokenizer.from_hf(folder))
+    assert "at most 1000 are expected" in refusal(lambda: Tokenizer.from_hf(folder))
 
 
 BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {

@@ -120,12 +120,12 @@ def refuse_lfs_pointer(start: bytes, where: str) -> None:
         )
 
 
-def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
+def parse_json_object(data: bytes, where: str, most: int = _MAX_VALUES) -> dict[str, Any]:
     """Strict JSON: UTF-8 without mark, no duplicate keys, no NaN, not deeper than 64."""
     if data.startswith(b"\xef\xbb\xbf"):
         raise FileFormatError(f"{where} starts with a byte order mark; save it as plain UTF-8")
-    if sum(data.count(c) for c in (b"[", b"{", b",")) > _MAX_VALUES:
-        raise FileFormatError(f"{where} holds more than {_MAX_VALUES} values; that is no model")
+    if sum(data.count(c) for c in (b"[", b"{", b",")) > most:
+        raise FileFormatError(f"{where} holds more than {most} values; that is no model")
     try:
         value = json.loads(
             data.decode("utf-8"),

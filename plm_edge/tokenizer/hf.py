@@ -5,18 +5,19 @@ What would change the ids and is not built here is refused by name.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
+from plm_edge.checkpoint.files import locate, parse_json_object, read_small
 from plm_edge.errors import FileFormatError
 from plm_edge.tokenizer.pretokenize import PATTERNS
 from plm_edge.tokenizer.strings import StringArray
 from plm_edge.tokenizer.vocabulary import CONTROL, NORMAL, USER_DEFINED, Vocabulary, all_stops
 
 TOKENIZER_BYTES = 100 << 20  # Qwen2's has 11 MB
+TOKENIZER_VALUES = 4_000_000  # of its JSON; Qwen2's has 0.6 million
 CONFIG_BYTES = 1 << 20
 
 _KEYS = {
@@ -34,7 +35,12 @@ _UNSET = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_
 def read_vocabulary(folder: Path) -> Vocabulary:
     """The vocabulary of the model in `folder`."""
     path = folder / "tokenizer.json"
-    tokenizer = _read_json(path, TOKENIZER_BYTES)
+    data = _read(folder, path.name, TOKENIZER_BYTES)
+    if data is None:
+        raise FileFormatError(
+            f"expected {path}, found no such file; a checkpoint needs its tokenizer beside it"
+        )
+    tokenizer = parse_json_object(data, path.name, TOKENIZER_VALUES)
     _known_keys(path, "", tokenizer, _KEYS)
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
@@ -72,7 +78,7 @@ def _with_configs(
 ) -> Vocabulary:
     """Add what the small files know: the ids that end a text, and the chat template."""
     path = folder / "tokenizer_config.json"
-    config = _read_optional(path)
+    config = _read_optional(folder, path.name)
     for key in ("add_bos_token", "add_eos_token", "add_prefix_space"):
         if config.get(key):
             _refuse(path, f"{key} false", config[key])
@@ -87,7 +93,7 @@ def _with_configs(
     special = {key: _named(path, config, key, added) for key in ("eos_token", "bos_token")}
     named = {i for i in [special["eos_token"]] if i is not None}
     others = {
-        name: _read_optional(folder / name) for name in ("generation_config.json", "config.json")
+        name: _read_optional(folder, name) for name in ("generation_config.json", "config.json")
     }
     for name, other in others.items():
         named.update(_ids(folder / name, other.get("eos_token_id")))
@@ -112,7 +118,7 @@ def _with_configs(
 
 
 def _type(found: Any) -> Any:
-    """The type of a part of tokenizer.json; None where there is none, itself where it is no part."""
+    """The type of a part of tokenizer.json; what stands there where it is no part."""
     return found.get("type", found) if isinstance(found, dict) else found
 
 
@@ -232,9 +238,9 @@ def _ids(path: Path, found: Any) -> list[int]:
 
 def _template(folder: Path, path: Path, config: dict[str, Any]) -> str | None:
     """A file of its own since transformers 4.51; before, a text or a list with a "default"."""
-    own_file = folder / "chat_template.jinja"
-    if own_file.is_file():
-        return _read_text(own_file, CONFIG_BYTES)
+    own_file = _read(folder, "chat_template.jinja", CONFIG_BYTES)
+    if own_file is not None:
+        return own_file.decode("utf-8", "replace")
     found = config.get("chat_template")
     if isinstance(found, list):
         named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
@@ -244,7 +250,7 @@ def _template(folder: Path, path: Path, config: dict[str, Any]) -> str | None:
     return found
 
 
-# ---------------------------------------------------------------- JSON
+# ---------------------------------------------------------------- reading
 
 
 def _refuse(path: Path, expected: str, found: Any) -> NoReturn:
@@ -260,49 +266,11 @@ def _known_keys(path: Path, prefix: str, found: dict[str, Any], known: set[str])
         _refuse(path, "keys of a BPE tokenizer", [prefix + key for key in unknown])
 
 
-def _read_text(path: Path, most: int) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except OSError as why:
-        raise FileFormatError(f"{path}: expected a readable file, found {why.strerror}") from None
-    if len(data) > most:
-        raise FileFormatError(
-            f"{path}: expected at most {most} bytes, found more; is it the right file?"
-        )
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as why:
-        raise FileFormatError(
-            f"{path}: expected UTF-8, found byte {why.start} that is none"
-        ) from None
+def _read(folder: Path, name: str, most: int) -> bytes | None:
+    path = locate(folder, name)
+    return None if path is None else read_small(path, most)[0]
 
 
-def _read_optional(path: Path) -> dict[str, Any]:
-    return _read_json(path, CONFIG_BYTES) if path.exists() else {}
-
-
-def _read_json(path: Path, most: int) -> dict[str, Any]:
-    def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            seen: set[str] = set()
-            twin = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise ValueError(f"key {twin[:80]!r} twice")
-        return found
-
-    def no_number(name: str) -> NoReturn:
-        raise ValueError(f"the number {name}")
-
-    text = _read_text(path, most)
-    try:
-        found = json.loads(text, object_pairs_hook=no_twins, parse_constant=no_number)
-    except RecursionError:
-        raise FileFormatError(f"{path}: expected JSON, found it nested too deeply") from None
-    except ValueError as why:
-        raise FileFormatError(
-            f"{path}: expected JSON, found {text[:20]!r}...: {why}; download the file again"
-        ) from None
-    if not isinstance(found, dict):
-        raise FileFormatError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
+def _read_optional(folder: Path, name: str) -> dict[str, Any]:
+    data = _read(folder, name, CONFIG_BYTES)
+    return {} if data is None else parse_json_object(data, name)
