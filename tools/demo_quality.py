@@ -56,19 +56,15 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower().replace("’", "'"))
 
 
-def longest_copy(replies: list[list[str]], corpus: list[str]) -> int:
-    """Words of the longest run of any reply that stands in the corpus too."""
+def runs(text: list[str], n: int) -> set[int]:
+    """Every run of n words, hashed."""
+    return {hash(tuple(text[i : i + n])) for i in range(len(text) - n + 1)}
 
-    def runs(text: list[str], n: int) -> set[int]:
-        return {hash(tuple(text[i : i + n])) for i in range(len(text) - n + 1)}
 
-    shared = (
-        n
-        for n in itertools.count(1)
-        for known in (runs(corpus, n),)
-        if all(runs(reply, n).isdisjoint(known) for reply in replies)
-    )
-    return next(shared) - 1
+def copied(replies: list[list[str]], corpus: list[str], n: int) -> bool:
+    """Whether any reply has a run of n words that stands in the corpus too."""
+    known = runs(corpus, n)
+    return any(not runs(reply, n).isdisjoint(known) for reply in replies)
 
 
 def main() -> None:
@@ -95,7 +91,8 @@ def main() -> None:
         vocabulary = set(known)
         share = float(np.mean([word in vocabulary for reply in spoken for word in reply]))
         print(f"words of the corpus: {100 * share:.2f} % of {sum(map(len, spoken))}")
-        print(f"longest run copied: {longest_copy(spoken, known)} words")
+        longest = next(n for n in itertools.count(1) if not copied(spoken, known, n + 1))
+        print(f"longest run copied: {longest} words")
     print(f"\n{replies['fox'][0]}")
 
 
