@@ -58,7 +58,7 @@ def units_of(fmt, width, count, fire, seed=2):
     rng = np.random.default_rng((seed, width, count, fire))
     packed, w = random_rows(fmt, width, count, seed)
     a = np.zeros(count, np.float32)
-    a[rng.permutation(count)[:fire]] = rng.uniform(0.1, 30, fire)
+    a[rng.permutation(count)[:fire]] = rng.uniform(0.1, 30, fire) * rng.choice([-1, 1], fire)
     return arrange("group32", fmt, packed, count), w, a
 
 

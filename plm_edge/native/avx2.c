@@ -6,7 +6,14 @@
 
 #include <immintrin.h>
 
-enum { LINE = 64, AHEAD = 256 }; /* bytes: a cache line; how far before their use the rows of units are asked for */
+enum { LINE = 64, AHEAD = 4096 }; /* bytes: a cache line; how far before their use weights are asked for */
+
+/* Ask memory for as many bytes as are used now, AHEAD of them: the CPU's own prefetcher stops at every page. Past the
+ * end of the weights this does nothing, but the address must not be made as a pointer. */
+static inline void ask_ahead(const uint8_t *w, int bytes) {
+    const uintptr_t first = (uintptr_t)w + AHEAD;
+    for (int at = 0; at < bytes; at += LINE) _mm_prefetch((const void *)(first + (unsigned)at), _MM_HINT_T0);
+}
 
 static inline __m256i load32(const void *p) { return _mm256_loadu_si256(p); }
 static inline __m256 scales8(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
@@ -87,6 +94,7 @@ static inline __m256 add_scaled(__m256 y, __m256i sums, const uint8_t *scales, f
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
     __m256 low = _mm256_setzero_ps(), high = low;
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 544) {
+        ask_ahead(w, 544);
         __m256i sum[4];
         for (int i = 0; i < 4; i++) sum[i] = _mm256_setzero_si256();
         for (int g = 0; g < 8; g++) {
@@ -124,6 +132,7 @@ static inline __m256i four_bytes(const void *p) {
 static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
     __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 288) {
+        ask_ahead(w, 288);
         __m256i q0 = load32(x->q + b * PLM_BLOCK), q1 = load32(x->q + b * PLM_BLOCK + 16);
         __m256i byte = _mm256_set1_epi16(255);
         __m256i packed = _mm256_packus_epi16(_mm256_and_si256(q0, byte), _mm256_and_si256(q1, byte));
@@ -200,6 +209,7 @@ static inline float row_int(const uint8_t *w, int32_t cols, const plm_vectors *x
     int32_t b = 0, blocks = cols / PLM_BLOCK;
     float y = 0.0f, part[4];
     for (; b + 4 <= blocks; b += 4, w += 4 * bytes) {
+        ask_ahead(w, 4 * bytes);
         __m256i s[4];
         for (int i = 0; i < 4; i++) s[i] = block_products(w + i * bytes, x->q + (b + i) * PLM_BLOCK, format);
         __m256i halves = _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
@@ -285,7 +295,7 @@ static void pack(const float *x, int32_t cols, int16_t *q, float *scale, int32_t
         __m256 v[4], most8 = _mm256_setzero_ps(), whole8 = _mm256_setzero_ps();
         for (int i = 0; i < 4; i++) {
             v[i] = _mm256_loadu_ps(x + 8 * i);
-            most8 = _mm256_max_ps(_mm256_andnot_ps(sign, v[i]), most8); /* where v is NaN, the second operand */
+            most8 = _mm256_max_ps(_mm256_andnot_ps(sign, v[i]), most8);
             whole8 = _mm256_add_ps(whole8, _mm256_sub_ps(v[i], v[i]));
         }
         __m128 most4 = _mm_max_ps(_mm256_castps256_ps128(most8), _mm256_extractf128_ps(most8, 1));
@@ -330,12 +340,6 @@ static inline void find_fired(const uint8_t *rows, int64_t bytes, const float *a
         f->row[f->count] = rows + n * bytes;
         f->a[f->count++] = a[n];
     }
-}
-
-/* Ask for bytes first..last of every row. Not past the end of a row: what follows it is an idle unit. */
-static inline void ask_for(const fired *f, int64_t first, int64_t last, int64_t end) {
-    for (int64_t at = first; at < (last < end ? last : end); at += LINE)
-        for (int32_t k = 0; k < f->count; k++) _mm_prefetch((const char *)f->row[k] + at, _MM_HINT_T0);
 }
 
 static inline void units_float(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a,
@@ -405,9 +409,7 @@ static void units_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t l
     fired f;
     (void)units; /* integer groups are whole */
     if (!find_fired_int(w + 2 * (int64_t)width, width, a, &f)) return;
-    ask_for(&f, first, first + AHEAD, last);
     for (int32_t o = first; o < last; o += PLM_BLOCK) {
-        if (o % LINE == 0) ask_for(&f, o + AHEAD, o + AHEAD + LINE, last);
         __m256i sum[4]; /* 0: outputs 0..3 and 8..11, 1: 4..7 and 12..15; 2 and 3: the same of 16..31 */
         for (int i = 0; i < 4; i++) sum[i] = _mm256_setzero_si256();
         for (int32_t k = 0; k < f.count; k += 2) {
@@ -462,9 +464,7 @@ static void units_q4_0(const uint8_t *w, int32_t width, int32_t first, int32_t l
     fired f;
     (void)units;
     if (!find_fired_int(w + 2 * (int64_t)width, width / 2, a, &f)) return;
-    ask_for(&f, first / 2, first / 2 + AHEAD, last / 2);
     for (int32_t o = first; o < last; o += 64) {
-        if (o % (2 * LINE) == 0) ask_for(&f, o / 2 + AHEAD, o / 2 + AHEAD + LINE, last / 2);
         __m256i sum[8];
         if (last - o >= 64)
             sum_q4_0(&f, o / 2, 1, sum);
