@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from plm_edge.errors import NumericalError, UsageError
-from plm_edge.runtime.sampler import Sampler, largest
+from plm_edge.runtime.sampler import Sampler, largest, nucleus
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
@@ -107,8 +107,23 @@ def test_top_k_of_equal_logits_keeps_the_lower_ids() -> None:
 def test_penalty_forgets_after_64_ids() -> None:
     logits = np.array([1.0, 0.9], np.float32)
     s = Sampler(temperature=0, repeat_penalty=2.0)
-    assert s.sample(logits, [0] + [1] * 64) == 0
+    assert s.sample(logits, [0] + [5] * 64) == 0
     assert s.sample(logits, [0] + [5] * 63) == 1
+
+
+def test_penalty_lowers_negative_logits_too() -> None:
+    logits = np.array([-1.0, -1.5], np.float32)
+    assert Sampler(temperature=0, repeat_penalty=2.0).sample(logits, [0]) == 1
+
+
+def test_top_p_may_need_more_candidates_than_are_sorted_first() -> None:
+    ids, _ = nucleus(np.arange(1000), np.zeros(1000, np.float32), top_p=0.9, min_p=0.0)
+    assert ids.tolist() == list(range(900))
+    peaked = np.linspace(0, 20, 1000, dtype=np.float32)
+    for top_p in (0.5, 0.95, 0.999999):
+        few, _ = nucleus(np.arange(1000), peaked, top_p, min_p=0.0)
+        share = np.cumsum(np.sort(np.exp(peaked.astype(np.float64)))[::-1])
+        assert few.tolist() == [999 - n for n in range((share < top_p * share[-1]).sum() + 1)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-300, 100.0])

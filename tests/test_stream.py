@@ -75,6 +75,12 @@ def test_borders_of_tokens_do_not_matter(text: str, stop: list[str], cuts: list[
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+def test_the_stop_string_that_ends_first_counts() -> None:
+    for pieces in ([b"xabc"], [b"xa", b"bc"], [b"xab", b"c"]):
+        assert "".join(stream(pieces, ("abc", "b"))) == "xa"
+        assert "".join(stream(pieces, ("abc", "xabc", "bc"))) == ""
+
+
 def test_special_tokens_are_not_shown() -> None:
     tokenizer = ByteTokenizer()
     s = TextStream(tokenizer)
@@ -135,3 +141,6 @@ def test_text_that_looks_like_a_special_token_is_not_one() -> None:
     t = ByteTokenizer()
     plain = ids_of("<|im_start|>a") + t.encode("<|im_end|>")
     assert reuse(plain, ids_of("<|im_start|>a<|im_end|>b"), t)[1] == 2
+    real = ids_of("<|im_start|>a<|im_end|>")
+    quoted = [*ids_of("<|im_start|>a"), *t.encode("<|im_end|>"), *ids_of("<|im_end|>b")]
+    assert reuse(real, quoted, t) == (quoted, 2)
