@@ -196,9 +196,30 @@ def test_each_line_of_stdin_is_a_turn(run: Run, bundle_of: Bundles) -> None:
     assert ran.err.count("; 0 of them cached") + ran.err.count(", 0 of them cached") == 1
 
 
-def test_nobody_there(inside: Run, bundle_of: Bundles) -> None:
+def test_nobody_there(
+    inside: Run,
+    bundle_of: Bundles,
+    checkpoint_of: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     one_line(inside("chat", bundle_of("plain")), 2, "stdin holds no prompt")
-    assert DEMO_PROMPT == "Tell me a tale about a fox"
+    monkeypatch.setattr("plm_edge.checkpoint.hub._DEMO", checkpoint_of("plain"))
+    ran = inside("chat", "-n", 3)  # the demo shows what it can do
+    assert ran.code == 0
+    assert f"> {DEMO_PROMPT}\n" in ran.err
+    assert ran.err.endswith("length]\n")
+
+
+def test_load_takes_what_chat_takes(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with plm_edge.load(checkpoint_of("plain"), n_ctx=64, threads=1) as session:
+        assert session.n_ctx == 64
+        assert list(plm_edge.chat(session, [{"role": "user", "content": "hi"}], max_tokens=2))
+    (cached,) = (tmp_path / "plm-edge").iterdir()
+    with plm_edge.load(cached) as session:
+        assert session.n_ctx == 128
 
 
 def test_bytes_that_are_no_text_are_answered(run: Run, bundle_of: Bundles) -> None:
