@@ -138,6 +138,8 @@ def test_help_needs_no_numpy() -> None:
 
 
 def test_the_device_side_needs_no_extra() -> None:
-    loaded = modules_after("import plm_edge, plm_edge.runtime; plm_edge.load; plm_edge.chat; plm_edge.make_plan")
+    loaded = modules_after(
+        "import plm_edge, plm_edge.runtime; plm_edge.load; plm_edge.chat; plm_edge.make_plan"
+    )
     assert not loaded & HEAVY
     assert "gguf" not in loaded  # the package writes and is an oracle; the runtime reads by itself
