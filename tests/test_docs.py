@@ -156,7 +156,12 @@ def wrong_links(text: str, folder: Path) -> list[str]:
 
 def wrong_paths(text: str) -> list[str]:
     named = re.findall(rf"(?<![\w./-])(?:{FOLDERS})/[\w./*-]*", text)
-    return [name for name in named if not list(ROOT.glob(name.rstrip("./")))]
+    wrong = [name for name in named if not list(ROOT.glob(name.rstrip("./")))]
+    for name, path in re.findall(r"`(\w+)`\s(?:\(`\w+`\)\s)?in\s`([\w-]+/[\w./-]+\.\w+)`", text):
+        file = ROOT / path
+        if not file.exists() or not re.search(rf"\b{name}\b", file.read_text()):
+            wrong.append(f"{name} in {path}")
+    return wrong
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
@@ -170,6 +175,7 @@ def test_a_dead_link_or_path_would_show() -> None:
     assert wrong_links("[flow](docs/flow.md#nowhere)", ROOT)
     assert wrong_paths("as `plm_edge/spek.py` says")
     assert wrong_paths("tests/test_docs.py and devices/profiles/*.ini")
+    assert wrong_paths("`LAYOUT_VERSIONS` in `plm_edge/gguf_spec.py`")
 
 
 # ---------------------------------------------------------------- what can be run
