@@ -217,17 +217,24 @@ static void tree_set(struct tree *t, int64_t at, uint32_t rank) {
     }
 }
 
-/* The leftmost pair of the lowest rank; -1 where nothing merges. */
-static int64_t tree_best(const struct tree *t, uint32_t *rank) {
-    int64_t at = 0;
-    *rank = node_min(t->level[t->top]);
-    if (*rank == NONE) return -1;
-    for (int l = t->top; l >= 0; l--) {
-        const uint32_t *node = t->level[l] + at * FAN;
-        int i = 0;
-        while (node[i] != *rank) i++;
-        at = at * FAN + i;
+/* The leftmost pair of the lowest rank; -1 where nothing merges. `rank` is that of the pair before,
+ * and no pair of that rank lies left of `from`: where it stays the lowest, the search goes on from
+ * there, in constant time where the next pair is near, as in a run of one letter. */
+static int64_t tree_next(const struct tree *t, int64_t from, uint32_t *rank) {
+    uint32_t least = node_min(t->level[t->top]);
+    int64_t at = least == *rank ? from : 0;
+    int l = least == *rank ? 0 : t->top;
+    *rank = least;
+    if (least == NONE) return -1;
+    for (;; l++) { /* up, to the first node that has it at `at` or to the right */
+        const uint32_t *level = t->level[l];
+        int64_t end = at / FAN * FAN + FAN;
+        while (at < end && level[at] != least) at++;
+        if (at < end) break;
+        at = end / FAN;
     }
+    while (l-- > 0) /* down */
+        for (at *= FAN; t->level[l][at] != least;) at++;
     return at;
 }
 
@@ -248,8 +255,9 @@ static int64_t merge_word(const struct plm_bpe_encode *e, const uint8_t *word, i
     for (int64_t i = n - 1; i < padded(n); i++) ranks[i] = NONE;
     tree_build(&tree, ranks, n);
 
-    uint32_t rank;
-    for (int64_t at; (at = tree_best(&tree, &rank)) >= 0;) {
+    uint32_t rank = NONE;
+    int64_t from = 0;
+    for (int64_t at; (at = tree_next(&tree, from, &rank)) >= 0;) {
         uint32_t gone = after[at], next = after[gone], previous = before[at];
         ids[at] = e->result[rank];
         after[at] = next;
@@ -260,6 +268,7 @@ static int64_t merge_word(const struct plm_bpe_encode *e, const uint8_t *word, i
             uint32_t with = rank_of(e, ids[previous], ids[at]);
             if (with != ranks[previous]) tree_set(&tree, previous, with);
         }
+        from = previous == NONE ? at : previous;
     }
     int64_t made = 0;
     for (uint32_t i = 0; i != NONE; i = after[i]) out[made++] = ids[i];
