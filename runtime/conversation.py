@@ -153,7 +153,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path}: not a saved conversation ({error!s:.80})") from None
+        raise FileFormatError(
+            f"{path}: not a saved conversation ({error!s:.80}); /save writes one"
+        ) from None
     if not isinstance(content, dict):
         raise FileFormatError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content

@@ -74,7 +74,7 @@ class KernelRecorder:
         return self.isa, ctypes.pointer(self.step)
 
     def embed(self, weight: MappedWeight, ids: str, y: str) -> None:
-        """y (T, cols) = the rows of weight that `ids` (T,) name."""
+        """Y (T, cols) = the rows of weight that `ids` (T,) name."""
         args = native.Embed(*self._head(), weight.matrix, self._at(ids), self._at(y))
         self._add("embed", args)
 

@@ -40,6 +40,7 @@ class Session:
     ) -> None:
         _check_counts(n_ctx, threads)
         self.model, self.spec, self.tokenizer = model, model.spec, model.tokenizer
+        self._attention, self._ffn = ATTENTION[self.spec.attention], FFN[self.spec.ffn]
         self.n_ctx, self.threads, self._chunk = n_ctx, threads, min(PREFILL_CHUNK, n_ctx)
         self.isa, self._isa_at = native.find_isa(isa)
         self.cache_type = cache_type
@@ -51,7 +52,7 @@ class Session:
                 f"expected memory for a context of {n_ctx} tokens, the system has less; "
                 "use a shorter one (-c)"
             ) from None
-        self._buffers["turns"][:] = _turns(self.spec.rope, self.spec.rope_theta, n_ctx)
+        self._buffers["turns"][:] = self._attention.turns(self.spec, n_ctx)
         self._ids: list[int] = []
         self._step, self._head_step = native.Step(), native.Step()
         self._cancel = ctypes.c_int(0)
@@ -112,7 +113,7 @@ class Session:
             session_file.write(Path(path), self)
 
     def restore(self, path: Path | str) -> None:
-        """Take over what `save` wrote. Raises FileFormatError for another model's or a torn file."""
+        """Take over what `save` wrote; FileFormatError for another model's or a torn file."""
         with self._running():
             self._ids = session_file.read(Path(path), self)
 
@@ -192,8 +193,8 @@ class Session:
         k.embed(self.model.weights["token_embd.weight"], "ids", "x")
         for i in range(self.spec.layers):
             w: dict[str, MappedWeight] = dict(self.model.layer(i))
-            ATTENTION[self.spec.attention].record(k, w, self._cache[i])
-            FFN[self.spec.ffn].record(k, w)
+            self._attention.record(k, w, self._cache[i])
+            self._ffn.record(k, w)
         return k
 
     def _begin(self, ids: Sequence[int]) -> None:
@@ -203,7 +204,7 @@ class Session:
     def _run_chunk(self, ids: list[int]) -> None:
         """The layers over a chunk of ids; x holds their last hidden states."""
         self._begin(ids)
-        expand = expanding_pays(self.spec, self.n_past, len(ids))
+        expand = self._attention.expanding_pays(self.spec, self.n_past, len(ids))
         ops = self._expanded if expand else self._absorbed
         # Layer by layer, so that Python sees a Ctrl-C between two of them.
         each = (len(ops) - 1) // self.spec.layers
@@ -266,20 +267,8 @@ class Session:
         return checked
 
 
-def expanding_pays(spec: ModelSpec, n_past: int, tokens: int) -> bool:
-    """Whether building keys and values is less work than absorbing, counted in multiplications.
-
-    Expanding costs (nope + v_head) * rank for every cached row and head, then nope + rope + v_head
-    for every pair of token and row; absorbing costs 2 * rank + rope for every pair.
-    """
-    rows, pairs = n_past + tokens, tokens * n_past + tokens * (tokens + 1) // 2
-    expanded = rows * (spec.nope + spec.v_head) * spec.rank
-    expanded += pairs * (spec.nope + spec.rope + spec.v_head)
-    return bool(tokens > 1 and expanded < pairs * (2 * spec.rank + spec.rope))
-
-
 def _empty_cache(spec: ModelSpec, n_ctx: int, cache_type: CacheType) -> NDArray[Any]:
-    """Zeros (layers, n_ctx, rank + rope); the system hands out a page when a row first lies in it."""
+    """Zeros (layers, n_ctx, rank + rope); a page is taken when a row first lies in it."""
     layout = CacheLayout(spec.rank, spec.rope, cache_type)
     dtype = np.float16 if cache_type == "f16" else np.float32
     return np.zeros((spec.layers, n_ctx, layout.row_values), dtype)
@@ -293,13 +282,6 @@ def _allocate(wanted: list[Buffer]) -> dict[str, NDArray[Any]]:
         buffers[buffer.name] = block[at : at + size].view(buffer.dtype).reshape(buffer.shape)
         at += buffer.nbytes
     return buffers
-
-
-def _turns(rope: int, theta: float, n_ctx: int) -> NDArray[np.float32]:
-    """Cosine and sine of position t's angle for pair i: (n_ctx, rope), as [cos, sin] pairs."""
-    frequency = theta ** (-np.arange(0, rope, 2) / rope)
-    angle = np.outer(np.arange(n_ctx), frequency)
-    return np.stack([np.cos(angle), np.sin(angle)], axis=-1).reshape(n_ctx, rope).astype(np.float32)
 
 
 def _check_counts(n_ctx: int, threads: int) -> None:

@@ -85,7 +85,8 @@ def _split(path: Path, data: bytes) -> tuple[dict[str, Any], memoryview]:
         raise torn
     if version != _VERSION:
         raise FileFormatError(
-            f"{path}: expected version {_VERSION} of a saved session, found {version}; save it again"
+            f"{path}: expected a saved session of version {_VERSION}, found {version}; "
+            "save it again"
         )
     try:
         header = json.loads(data[_HEADER.size : _HEADER.size + size])

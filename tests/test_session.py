@@ -23,7 +23,7 @@ from plm_edge.errors import (
 )
 from plm_edge.exporters import export
 from plm_edge.formats import dequantize, quantize
-from plm_edge.kinds.mla import cache_rows
+from plm_edge.kinds import mla
 from plm_edge.kinds.norm import rms_norm
 from plm_edge.reference import Reference
 from plm_edge.runtime import Session, load
@@ -145,7 +145,7 @@ def test_absorbed_equals_expanded(
     ids, rows = ids_of(shape, 50), {}
     with load(bundle_of(shape), cache_type="f32") as session:
         for expand in (False, True):
-            monkeypatch.setattr(session_module, "expanding_pays", lambda *_, e=expand: e)
+            monkeypatch.setattr(mla, "expanding_pays", lambda *_, e=expand: e)
             session.reset()
             session.prefill(ids[:7])
             rows[expand] = session.prefill(ids[7:], all_logits=True)
@@ -155,9 +155,9 @@ def test_absorbed_equals_expanded(
 
 def test_expanding_is_chosen_for_long_prefill_only() -> None:
     spec = replace(TINY_SHAPES["plm"], heads=16)
-    assert not session_module.expanding_pays(spec, 0, 1)
-    assert not session_module.expanding_pays(spec, 1000, 20)
-    assert session_module.expanding_pays(spec, 1000, 200)  # break-even: 170 tokens
+    assert not mla.expanding_pays(spec, 0, 1)
+    assert not mla.expanding_pays(spec, 1000, 20)
+    assert mla.expanding_pays(spec, 1000, 200)  # break-even: 170 tokens
 
 
 @pytest.mark.parametrize("cache_type", ["f16", "f32"])
@@ -217,7 +217,7 @@ def test_cached_rows_are_the_latents_and_rope_keys_of_the_paper(
     ids, spec = ids_of("wide_rope", 11), TINY_SHAPES["wide_rope"]
     reference = reference_of(checkpoint_of("wide_rope"))
     x = rms_norm(reference._embed(ids), reference._weight("blk.0.attn_norm.weight"), spec.eps)
-    want = np.concatenate(cache_rows(x, reference._layer(0), spec), axis=-1)
+    want = np.concatenate(mla.cache_rows(x, reference._layer(0), spec), axis=-1)
     with load(bundle_of("wide_rope"), cache_type="f32") as session:
         session.prefill(ids)
         assert relative_error(session.cached_rows()[0], want) < 1e-5

@@ -157,3 +157,23 @@ def record(k: Recorder, w: Mapping[str, Weight], cache: CacheRows) -> None:
         k.absorb(w["attn_kv_b"], cache)
     k.pack("heads")
     k.product(w["attn_output"], "heads", "x", add=True)
+
+
+def turns(spec: ModelSpec, n_ctx: int) -> NDArray[np.float32]:
+    """How far each pair is turned at each position: (n_ctx, rope), cosine and sine in turn."""
+    frequency = spec.rope_theta ** (-np.arange(0, spec.rope, 2) / spec.rope)
+    angle = np.outer(np.arange(n_ctx), frequency)
+    pairs = np.stack([np.cos(angle), np.sin(angle)], axis=-1)  # (n_ctx, rope / 2, 2)
+    return pairs.reshape(n_ctx, spec.rope).astype(np.float32)
+
+
+def expanding_pays(spec: ModelSpec, n_past: int, tokens: int) -> bool:
+    """Whether building keys and values is less work than absorbing, counted in multiplications.
+
+    For each head, expanding costs (nope + v_head) * rank for every cached row and nope + rope +
+    v_head for every pair of token and row; absorbing costs 2 * rank + rope for every pair.
+    """
+    rows, pairs = n_past + tokens, tokens * n_past + tokens * (tokens + 1) // 2
+    expanded = rows * (spec.nope + spec.v_head) * spec.rank
+    expanded += pairs * (spec.nope + spec.rope + spec.v_head)
+    return tokens > 1 and expanded < pairs * (2 * spec.rank + spec.rope)
