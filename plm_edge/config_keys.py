@@ -98,9 +98,13 @@ EXPERT_DETAILS = _names("""
     output_router_logits
 """)
 
+UNKNOWN = "which is unknown"
+
 
 def refused_keys(config: Mapping[str, Any], allow_keys: Collection[str]) -> list[str]:
     """One phrase for each key that is unknown or switched on, in the order of the file.
+
+    The phrase of an unknown one ends in UNKNOWN.
 
     `allow_keys` can excuse an unknown key, never one that is known to change the logits.
     """
@@ -122,7 +126,7 @@ def refused_keys(config: Mapping[str, Any], allow_keys: Collection[str]) -> list
                 refused.append(f"{key} = {short(value, 40)}, which is not supported")
         elif key not in allow_keys:
             name = key if key.isidentifier() else short(key, 40)
-            refused.append(f"{name} = {short(value, 40)}, which is unknown")
+            refused.append(f"{name} = {short(value, 40)}, {UNKNOWN}")
     return refused
 
 

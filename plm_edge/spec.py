@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from plm_edge.config_keys import refused_keys
+from plm_edge.config_keys import UNKNOWN, refused_keys
 from plm_edge.errors import SpecError, short
 
 # ModelSpec field -> (key of config.json, largest value). The caps keep every product of sizes that
@@ -29,7 +29,8 @@ _SIZES = {
 }
 # Hugging Face's MLA models build kv_a_layernorm with its class default, whatever rms_norm_eps is.
 HF_LATENT_EPS = 1e-6
-_CURE = "export a PLM-style checkpoint, or pass --allow-key NAME for a key that changes nothing"
+_CURE = "export a PLM-style checkpoint"
+_OR_ALLOW = ", or pass --allow-key NAME for an unknown key that changes nothing"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class ModelSpec:
         if missing:
             cure = ""
             if "tie_word_embeddings" in missing:
-                cure = '; write "tie_word_embeddings": true if there is no lm_head.weight'
+                cure = ' Write "tie_word_embeddings": true if there is no lm_head.weight'
             raise SpecError(
                 f"config.json lacks {', '.join(missing)}; is this a PLM checkpoint?{cure}"
             )
@@ -82,7 +83,8 @@ class ModelSpec:
         _check_heads(config, values)
         refused = refused_keys(config, allow_keys)
         if refused:
-            raise SpecError(f"config.json sets {'; '.join(refused)}: {_CURE}")
+            cure = _CURE + (_OR_ALLOW if any(what.endswith(UNKNOWN) for what in refused) else "")
+            raise SpecError(f"config.json sets {'; '.join(refused)}: {cure}")
         return cls(**_floats(values))
 
     def to_dict(self) -> dict[str, Any]:

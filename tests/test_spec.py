@@ -194,7 +194,7 @@ def test_missing_key(key: str) -> None:
 
 def test_tying_is_never_assumed() -> None:
     config = {k: v for k, v in PLM.items() if k != "tie_word_embeddings"}
-    with pytest.raises(SpecError, match=r'lacks tie_word_embeddings.*write "tie_word_embeddings"'):
+    with pytest.raises(SpecError, match=r'lacks tie_word_embeddings.*Write "tie_word_embeddings"'):
         ModelSpec.from_config(config)
 
 

@@ -200,7 +200,10 @@ def _refuse_other_weights(folder: Path) -> None:
             f"found only pickled weights ({short(pickled[0])}), which can run code and are never "
             "opened; convert the checkpoint to safetensors"
         )
-    raise FileFormatError(f"expected {_SINGLE} or {_INDEX} in {folder.name!r}, found neither")
+    raise FileFormatError(
+        f"expected {_SINGLE} or {_INDEX} in {folder.name!r}, found neither; "
+        "download the whole checkpoint"
+    )
 
 
 def _check_tensors(
@@ -223,7 +226,8 @@ def _check_tensors(
         entry = found[name][1]
         if entry.shape != shape:
             raise SpecError(
-                f"{name} has the shape {list(entry.shape)}, config.json asks for {list(shape)}"
+                f"{name} has the shape {list(entry.shape)}, config.json asks for {list(shape)}; "
+                "take both from the same checkpoint"
             )
         if entry.dtype not in _ITEM_BYTES:
             raise SpecError(
@@ -254,7 +258,8 @@ def _check_finite(x: NDArray[np.float32], cols: int, name: str, first_row: int) 
         if not finite.all():
             row = first_row + (start + int(np.argmin(finite))) // cols
             raise FileFormatError(
-                f"{name} holds NaN or infinity in row {row}; the checkpoint is damaged"
+                f"{name} holds NaN or infinity in row {row}; the checkpoint is damaged: "
+                "download it again"
             )
 
 

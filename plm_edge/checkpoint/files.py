@@ -104,7 +104,8 @@ def read_small(path: Path, most: int) -> tuple[bytes, Signature]:
         status = os.fstat(fd)
         if status.st_size > most:
             raise FileFormatError(
-                f"{path.name} has {status.st_size} bytes, at most {most} are expected"
+                f"{path.name} has {status.st_size} bytes, at most {most} are expected; "
+                "download it again"
             )
         data = read_at(fd, 0, status.st_size, path.name)
     finally:
@@ -133,9 +134,11 @@ def parse_json_object(data: bytes, where: str, most: int = _MAX_VALUES) -> dict[
             parse_constant=lambda text: _constant(text, where),
         )
     except RecursionError:
-        raise FileFormatError(f"{where} is nested deeper than {_MAX_DEPTH} levels") from None
+        raise FileFormatError(
+            f"{where} is nested deeper than {_MAX_DEPTH} levels; that is no model"
+        ) from None
     except ValueError as why:  # also UnicodeDecodeError and JSONDecodeError
-        raise FileFormatError(f"{where} is not valid JSON ({_reason(why)})") from None
+        raise FileFormatError(f"{where} is not valid JSON ({_reason(why)}); get it anew") from None
     if not isinstance(value, dict):
         raise FileFormatError(f"{where} must hold a JSON object, found {type(value).__name__}")
     _check_depth(value, where)
@@ -153,7 +156,7 @@ def _check_depth(value: object, where: str) -> None:
         ]
         if not level:
             return
-    raise FileFormatError(f"{where} is nested deeper than {_MAX_DEPTH} levels")
+    raise FileFormatError(f"{where} is nested deeper than {_MAX_DEPTH} levels; that is no model")
 
 
 def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
@@ -161,7 +164,7 @@ def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise FileFormatError(f"{where} has the key {short(twice)} twice")
+        raise FileFormatError(f"{where} has the key {short(twice)} twice; keep one")
     return result
 
 
