@@ -123,14 +123,14 @@ def _refuse_folder(path: Path, force: bool, stranger: Callable[[Path], str | Non
     _refuse_unless(path, stat.S_ISDIR, "a folder")
     if not path.exists() or not any(path.iterdir()):
         return
-    if not force:
-        raise OutputError(f"{path}: expected nothing there, found a folder; --force replaces it")
     found = stranger(path)
     if found is not None:
         raise OutputError(
             f"{path}: expected a bundle and nothing else, found {found}; "
             "it will not be deleted: choose another folder"
         )
+    if not force:
+        raise OutputError(f"{path}: expected nothing there, found a bundle; --force replaces it")
 
 
 def _open_file(part: Path) -> int:
