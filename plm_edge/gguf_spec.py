@@ -56,7 +56,7 @@ _OFF: dict[str, tuple[Any, ...]] = {
 def spec_to_gguf(spec: ModelSpec, arch: str) -> dict[str, int | float | bool | str]:
     """Keys and values for the writer: int is u32, float is f32.
 
-    Raises UnsupportedError where llama.cpp's `plm` cannot say what the spec says.
+    What llama.cpp's `plm` cannot say is refused where its tensors are laid out (layouts.py).
     """
     values = spec.to_dict()
     keys: dict[str, int | float | bool | str] = {
@@ -69,9 +69,6 @@ def spec_to_gguf(spec: ModelSpec, arch: str) -> dict[str, int | float | bool | s
         keys[f"{arch}.{_VERSION}"] = LAYOUT_VERSION
     elif arch != PLM_ARCH:
         raise ValueError(f"no keys for the architecture {arch!r}")
-    elif not spec.tied or spec.latent_eps != spec.eps:
-        what = "a head of its own" if not spec.tied else "an eps of its own for the latent"
-        raise UnsupportedError(f"layout plm cannot hold {what}; use the layout latent")
     return keys
 
 
