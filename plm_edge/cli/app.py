@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +26,15 @@ INTERNAL_ERROR = 70
 BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 
 
+class Ended(SystemExit):
+    """A signal asks the program to end: as an exception, so that what is half written goes."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)  # as a shell reports it
+        self.line = f"ended by {signal.Signals(number).name}"
+        self.exit_code = 128 + number
+
+
 class Group(TyperGroup):
     """Runs a command; what the user can cause is one line on stderr."""
 
@@ -35,6 +46,8 @@ class Group(TyperGroup):
             fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             fail("interrupted", Interrupted.exit_code)
+        except Ended as end:
+            fail(end.line, end.exit_code)
         except BrokenPipeError:
             raise typer.Exit(BROKEN_PIPE) from None
         except MemoryError:
@@ -46,7 +59,8 @@ class Group(TyperGroup):
 
 def fail(message: str, code: int) -> None:
     """One line on stderr, then the exit code."""
-    print("plm-edge:", " ".join(message.split("\n")), file=sys.stderr)
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        print("plm-edge:", " ".join(message.split("\n")), file=sys.stderr)
     raise typer.Exit(code)
 
 
@@ -69,15 +83,20 @@ app = typer.Typer(
 
 @app.callback()
 def common(
+    ctx: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Take hub models from the local cache only.")
     ] = False,
 ) -> None:
     """Small MLA language models on consumer GPUs, phones and Raspberry Pis.
 
     MODEL is a Hugging Face folder or hub id, a bundle, a .gguf file, or `demo`.
     """
+    ctx.obj = offline
 
 
 app.command("export")(export)
@@ -93,15 +112,27 @@ def run() -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows `?`
             stream.reconfigure(errors="replace")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
+            signal.signal(number, _end)
     try:
         code = _exit_code()
         sys.stdout.flush()
     except BrokenPipeError:
         code = BROKEN_PIPE
-    if code == BROKEN_PIPE:  # the interpreter flushes once more at its end: let that go nowhere
+    except OSError as error:
+        print(f"plm-edge: stdout: {error.strerror or error}", file=sys.stderr)
+        code = OutputError.exit_code
+    if code in (BROKEN_PIPE, OutputError.exit_code):
+        # stdout may be what failed, and the interpreter flushes it once more at its end
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not stop the clean-up
+    raise Ended(number)
 
 
 def _exit_code() -> int:
@@ -111,7 +142,7 @@ def _exit_code() -> int:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
         return Interrupted.exit_code
-    except BrokenPipeError:
+    except OSError:  # of stdout: the commands' own are lines by now
         raise
     except Exception:
         traceback.print_exc()

@@ -21,6 +21,7 @@ DEMO_PROMPT = "Tell me a tale about a fox"  # where nobody is there to ask
 
 
 def command(
+    ctx: typer.Context,
     model: Annotated[
         str, typer.Argument(help="Hugging Face folder, hub id, bundle, .gguf, or demo.")
     ] = DEMO,
@@ -72,7 +73,7 @@ def command(
     question = _whole_stdin() if prompt == "-" else prompt
     if question is not None and not question.strip():
         raise UsageError("the prompt is empty; give it a text to answer")
-    session = open_session(model, backend, threads, n_ctx, cache_type, isa, force)
+    session = open_session(model, backend, threads, n_ctx, cache_type, isa, force, ctx.obj)
     with session:
         if question is not None:
             _answer(talk, session, question)
@@ -110,6 +111,7 @@ def open_session(
     cache_type: str | None,
     isa: str | None,
     force: bool,
+    offline: bool,
 ) -> Session:
     """Prepare and load; with force the context may be longer than the model was trained for."""
     from plm_edge import runtime
@@ -117,7 +119,7 @@ def open_session(
     from plm_edge.cli.progress import Progress
 
     progress = Progress(f"export {model} for this machine")
-    path = prepare(model, progress)
+    path = prepare(model, progress, offline)
     progress.done()
     trained = spec_of(path).n_ctx_train
     if n_ctx is None or n_ctx <= trained:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def command(
+    ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Hugging Face folder, hub id, or demo.")],
     target: Annotated[str, typer.Option("--target", help="A device: see plm-edge devices.")],
     layout: Annotated[str, typer.Option(help="latent, or plm for llama.cpp.")] = "latent",
@@ -31,12 +32,13 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier bundle.")] = False,
 ) -> None:
     """Export a model for a device."""
+    from plm_edge.cli.prepare import find
     from plm_edge.cli.progress import Progress
     from plm_edge.exporters import default_folder, export
 
     progress = Progress("export")
     manifest = export(
-        model,
+        find(model, ctx.obj),
         target,
         out,
         quant=quant,

@@ -9,6 +9,7 @@ import typer
 
 
 def command(
+    ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Hugging Face folder, hub id, bundle, .gguf, demo.")],
     target: Annotated[str, typer.Option("--target", help="A device: see plm-edge devices.")],
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
@@ -26,7 +27,7 @@ def command(
     from plm_edge.plan import make_plan
 
     profile = devices.load(target)
-    spec = spec_of(find(model))
+    spec = spec_of(find(model, ctx.obj))
     plan = make_plan(spec, profile, quant, layout, n_ctx, cache_type, threads, isa)
     if as_json:
         reasons = {"reasons": plan.reasons} if explain else {}

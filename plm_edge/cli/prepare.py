@@ -39,9 +39,9 @@ def load(
     return runtime.load(prepare(str(path)), backend, threads, n_ctx, cache_type, isa)
 
 
-def prepare(model: str, progress: Progress | None = None) -> Path:
+def prepare(model: str, progress: Progress | None = None, offline: bool = False) -> Path:
     """The bundle or .gguf file to load for `model`."""
-    found = find(model)
+    found = find(model, offline)
     if found.is_file() or (found / MANIFEST).exists():
         return found
     folder = cache_folder() / cache_key(found)
@@ -54,11 +54,11 @@ def prepare(model: str, progress: Progress | None = None) -> Path:
     return folder
 
 
-def find(model: str) -> Path:
-    """The folder or file that `model` means; a hub id is downloaded."""
+def find(model: str, offline: bool = False) -> Path:
+    """The folder or file that `model` means; a hub id is downloaded, unless offline."""
     from plm_edge.checkpoint.hub import resolve_model
 
-    return resolve_model(model)
+    return resolve_model(model, offline)
 
 
 def spec_of(found: Path) -> ModelSpec:
