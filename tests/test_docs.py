@@ -10,6 +10,7 @@ import functools
 import inspect
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -128,8 +129,10 @@ def test_the_readme_lists_the_commands_of_a_chat() -> None:
 
 def test_the_readme_lists_the_exit_codes() -> None:
     family = [kind for kind in vars(errors).values() if inspect.isclass(kind)]
-    codes = {0, app.INTERNAL_ERROR, app.BROKEN_PIPE, *(kind.exit_code for kind in family)}
-    assert {int(cells[0]) for cells in table(README, "code")} == codes
+    ended = {app.Ended(number).exit_code for number in (signal.SIGHUP, signal.SIGTERM)}
+    codes = {0, app.INTERNAL_ERROR, app.BROKEN_PIPE, *ended, *(kind.exit_code for kind in family)}
+    said = {int(code) for cells in table(README, "code") for code in cells[0].split(", ")}
+    assert said == codes
 
 
 # ---------------------------------------------------------------- links and paths
