@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
-from plm_edge.cache_layout import VALUE_BYTES, CacheLayout, CacheType
+from plm_edge.cache_layout import CACHE_TYPES, CacheLayout, CacheType
 from plm_edge.devices import ISAS, DeviceProfile
 from plm_edge.errors import DoesNotFit, UsageError
 from plm_edge.formats import format_of
@@ -46,8 +46,8 @@ class Overrides:
 
 def cache_layout(spec: ModelSpec, cache_type: str) -> CacheLayout:
     """The rows a session of this model keeps; refuses an unknown cache type."""
-    if cache_type not in VALUE_BYTES:
-        raise UsageError(f"cache type {cache_type!r}, expected one of {', '.join(VALUE_BYTES)}")
+    if cache_type not in CACHE_TYPES:
+        raise UsageError(f"cache type {cache_type!r}, expected one of {', '.join(CACHE_TYPES)}")
     return CacheLayout(spec.rank, spec.rope, cast(CacheType, cache_type))
 
 

@@ -31,7 +31,7 @@ class Buffer:
 
 
 def _activations(name: str, tokens: int, width: int) -> list[Buffer]:
-    """Floats, and beside them the 16-bit integers that meet integer weights (plm.h, plm_vectors)."""
+    """Floats, and the 16-bit integers that meet integer weights (plm_vectors in plm.h)."""
     rows = [Buffer(name, (tokens, width))]
     if width % kernels.BLOCK == 0:
         rows += [

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from plm_edge.cache_layout import CacheType
 from plm_edge.kinds.mla import softmax_scale
 from plm_edge.kinds.recorder import CacheRows
 from plm_edge.native import kernels as native
@@ -53,6 +53,7 @@ class KernelRecorder:
     isa: int  # address of the instruction set
     step: native.Step
     buffers: Mapping[str, Array]
+    cache_type: CacheType
     one_token: bool
     expanded: bool
     ops: list[native.Op] = field(default_factory=list)
@@ -110,7 +111,7 @@ class KernelRecorder:
             cache.ctypes.data,
             s.rank,
             s.rope,
-            cache.dtype == np.float16,
+            native.CACHE_CODES[self.cache_type],
             s.latent_eps,
         )
         self._add("remember", args)
@@ -132,7 +133,7 @@ class KernelRecorder:
             s.rope,
             s.v_head,
             s.rank,
-            cache.dtype == np.float16,
+            native.CACHE_CODES[self.cache_type],
             self.buffers["x"].shape[0],
             softmax_scale(s),
         )

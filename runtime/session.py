@@ -21,7 +21,6 @@ from plm_edge.native import kernels as native
 from plm_edge.runtime import session_file
 from plm_edge.runtime.model import Model
 from plm_edge.runtime.recorder import KernelRecorder, MappedWeight
-from plm_edge.spec import ModelSpec
 from plm_edge.workspace import HEAD_ROWS, PREFILL_CHUNK, Buffer, workspace
 
 Logits = NDArray[np.float32]
@@ -44,8 +43,9 @@ class Session:
         self.n_ctx, self.threads, self._chunk = n_ctx, threads, min(PREFILL_CHUNK, n_ctx)
         self.isa, self._isa_at = native.find_isa(isa)
         self.cache_type = cache_type
+        layout = CacheLayout(self.spec.rank, self.spec.rope, cache_type)
         try:
-            self._cache = _empty_cache(self.spec, n_ctx, cache_type)
+            self._cache = layout.empty(n_ctx, self.spec.layers)
             self._buffers = _allocate(workspace(self.spec, n_ctx, self._chunk, threads))
         except (MemoryError, ValueError):
             raise DoesNotFit(
@@ -159,7 +159,7 @@ class Session:
         return sum(buffer.nbytes for buffer in wanted)
 
     def cached_rows(self) -> NDArray[Any]:
-        """The rows in use: (layers, n_past, rank + rope), a view."""
+        """The rows in use as stored: (layers, n_past, row), a view."""
         return self.cached_rows_of(self.n_past)
 
     def cached_rows_of(self, n: int) -> NDArray[Any]:
@@ -186,7 +186,9 @@ class Session:
     def _recorder(
         self, step: native.Step, one_token: bool = False, expanded: bool = False
     ) -> KernelRecorder:
-        return KernelRecorder(self.spec, self._isa_at, step, self._buffers, one_token, expanded)
+        return KernelRecorder(
+            self.spec, self._isa_at, step, self._buffers, self.cache_type, one_token, expanded
+        )
 
     def _layers(self, one_token: bool, expanded: bool = False) -> KernelRecorder:
         k = self._recorder(self._step, one_token, expanded)
@@ -265,13 +267,6 @@ class Session:
                 "call prefill for parts of them"
             )
         return checked
-
-
-def _empty_cache(spec: ModelSpec, n_ctx: int, cache_type: CacheType) -> NDArray[Any]:
-    """Zeros (layers, n_ctx, rank + rope); a page is taken when a row first lies in it."""
-    layout = CacheLayout(spec.rank, spec.rope, cache_type)
-    dtype = np.float16 if cache_type == "f16" else np.float32
-    return np.zeros((spec.layers, n_ctx, layout.row_values), dtype)
 
 
 def _allocate(wanted: list[Buffer]) -> dict[str, NDArray[Any]]:

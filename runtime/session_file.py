@@ -1,6 +1,6 @@
 """A session on disk: the ids and cached rows, bound to the weights they were computed with.
 
-    b"PLMS", u32 version, u64 header bytes | header, JSON | rows (layers, n, rank + rope) as cached
+    b"PLMS", u32 version, u64 header bytes | header, JSON | rows (layers, n, row) as cached
 
 Little-endian. The header names the sha256 of the weights' file and of the rows.
 """

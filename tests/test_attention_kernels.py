@@ -47,6 +47,54 @@ def test_rotate_turns_the_end_of_every_head_by_its_position(name):
         close(q, np.roll(want, 1, axis=0), 1e-6)
 
 
+def as_stored(rows, rank, stored):
+    """Float rows to what the cache holds, written out byte by byte for q8_0."""
+    if stored != "q8_0":
+        return rows.astype(np.float16 if stored == "f16" else np.float32)
+    blocks = rows[:, :rank].astype(np.float32).reshape(len(rows), -1, 32)
+    scale = (np.abs(blocks).max(axis=-1) / np.float32(127)).astype(np.float16)
+    wide = np.where(scale == 0, 1, scale).astype(np.float32)[..., None]
+    quants = np.clip(np.rint(blocks / wide), -127, 127).astype(np.int8)
+    parts = (quants.reshape(len(rows), rank), scale, rows[:, rank:].astype(np.float16))
+    return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts], axis=1)
+
+
+def as_floats(cache, rank, rope, stored):
+    """The inverse, in float64."""
+    if stored != "q8_0":
+        return cache.astype(np.float64)
+    halves = np.ascontiguousarray(cache[:, rank:]).view(np.float16).astype(np.float64)
+    quants = cache[:, :rank].view(np.int8).astype(np.float64)
+    latent = quants * np.repeat(halves[:, : rank // 32], 32, axis=1)
+    assert halves.shape[1] == rank // 32 + rope
+    return np.concatenate([latent, halves[:, rank // 32 :]], axis=1)
+
+
+def test_remember_in_q8_0_writes_blocks_of_32_with_a_half_scale(name):
+    rank, rope, n_past = 64, 6, 2
+    kv_a, w, table = normal(3, rank + rope), normal(rank, seed=2), turns(10, rope)
+    kv_a[1, 32:64] = 0  # a block of zeros
+    wide = kv_a.astype(np.float64)
+    inverse = 1 / np.sqrt(np.mean(wide[:, :rank] ** 2, axis=1, keepdims=True) + np.float32(1e-2))
+    exact = np.concatenate([wide[:, :rank] * inverse * w, rotated(wide[:, rank:], n_past)], axis=1)
+    cache = np.full((8, rank + 2 * (rank // 32 + rope)), 7, np.uint8)
+    pointers = (array.ctypes.data for array in (kv_a, w, table, cache))
+    stored = kernels.CACHE_CODES["q8_0"]
+    args = kernels.Remember(step(3, n_past=n_past), *pointers, rank, rope, stored, 1e-2)
+    assert run(("remember", args))
+    want = as_stored(exact.astype(np.float32), rank, "q8_0")
+    got = cache[n_past : n_past + 3]
+    # float32 against float64: a quant that lies at a tie may fall to the other side
+    assert np.abs(got[:, :rank].view(np.int8).astype(int) - want[:, :rank].view(np.int8)).max() <= 1
+    close(as_floats(got, rank, rope, "q8_0"), exact, 5e-3)
+    assert (got[1, 32:64] == 0).all()
+    assert (cache[:n_past] == 7).all()
+    assert (cache[n_past + 3 :] == 7).all()
+    kv_a[0, 5] = np.nan
+    assert run(("remember", args))
+    assert np.isnan(as_floats(cache[n_past : n_past + 1], rank, rope, "q8_0")).any()
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_remember_appends_the_normed_latent_and_the_rotated_key(name, half):
     rank, rope, n_past = 20, 6, 4
@@ -76,7 +124,7 @@ class Case:
     fmt: str
     n_past: int
     tokens: int
-    half: bool = True
+    stored: str = "f16"
     heads: int = 3
     nope: int = 8
     rope: int = 6
@@ -87,13 +135,13 @@ class Case:
         both = self.nope + self.v_head
         self.kv_b = Weight(self.fmt, "rows", self.heads * both, self.rank)
         self.q = normal(self.tokens, self.heads, self.nope + self.rope, seed=3)
-        rows = normal(self.n_past + self.tokens, self.rank + self.rope, seed=4)
-        self.cache = rows.astype(np.float16 if self.half else np.float32)
+        self.rows = normal(self.n_past + self.tokens, self.rank + self.rope, seed=4)
+        self.cache = as_stored(self.rows, self.rank, self.stored)
 
     def reference(self):
         """(T, heads, v_head) in float64, key by key and value by value."""
         y = np.empty((self.tokens, self.heads, self.v_head))
-        rows = self.cache.astype(np.float64)
+        rows = as_floats(self.cache, self.rank, self.rope, self.stored)
         for head, w in enumerate(np.split(self.kv_b.values, self.heads)):
             keys = np.concatenate(
                 [rows[:, : self.rank] @ w[: self.nope].T, rows[:, self.rank :]], axis=1
@@ -126,7 +174,7 @@ class Case:
             *(array.ctypes.data for array in room),
             scratch_bytes,
             *size,
-            self.half,
+            kernels.CACHE_CODES[self.stored],
             self.tokens,
             0.2,
         )
@@ -136,12 +184,14 @@ class Case:
 
 LATENT, EXPANDED = ("absorb", "attend", "unabsorb"), ("expand",)
 CASES = [
-    Case("F32", 0, 1, half=False),
+    Case("F32", 0, 1, stored="f32"),
     Case("F16", 1, 1),
-    Case("BF16", 31, 3, half=False),
+    Case("BF16", 31, 3, stored="f32"),
     Case("Q8_0", 70, 1),
     Case("Q4_0", 40, 20),
     Case("Q4_0", 0, 5),
+    Case("Q8_0", 50, 3, stored="q8_0"),
+    Case("Q4_0", 33, 1, stored="q8_0"),
     Case("F16", 33, 17, nope=1, rope=2, v_head=1, heads=1),
 ]
 
@@ -154,10 +204,12 @@ def test_attention(name, case, ops):
     tolerance = 1e-4 if case.fmt.startswith("Q") and ops == LATENT else 1e-5
     close(got, want, tolerance)
     np.testing.assert_array_equal(case.run(name, ops, threads=3), got)
-    case.cache[-1] += 1  # the newest row counts, for the last token at least
+    bent = case.rows.copy()
+    bent[-1] += 1  # the newest row counts, for the last token at least
+    case.cache = as_stored(bent, case.rank, case.stored)
     with pytest.raises(AssertionError):
         close(case.run(name, ops), want, tolerance)
-    case.cache[-1] -= 1
+    case.cache = as_stored(case.rows, case.rank, case.stored)
 
 
 @pytest.mark.parametrize("ops", [LATENT, EXPANDED], ids=["latent", "expanded"])
@@ -178,6 +230,6 @@ def test_a_token_does_not_see_the_next_one(name, ops):
 
 @pytest.mark.parametrize("ops", [LATENT, EXPANDED], ids=["latent", "expanded"])
 def test_large_scores_do_not_overflow(name, ops):
-    case = Case("F32", 50, 1, half=False)
+    case = Case("F32", 50, 1, stored="f32")
     case.q *= 300
     close(case.run(name, ops), case.reference(), 1e-3)

@@ -114,6 +114,7 @@ def test_a_cached_row_is_one_latent_and_one_key():
     assert CacheLayout(512, 64).row_bytes == 1152
     assert CacheLayout(512, 64).bytes(4096, 32) == 150_994_944
     assert CacheLayout(512, 64, "f32").bytes(1, 1) == 2304
-    assert CacheLayout(512, 64).row_values == 576
-    with pytest.raises(UnsupportedError, match="found 'q8_0'"):
-        CacheLayout(512, 64, "q8_0")  # type: ignore[arg-type]
+    assert CacheLayout(512, 64, "q8_0").row_bytes == 672
+    assert CacheLayout(512, 64, "q8_0").bytes(4096, 32) == 88_080_384
+    with pytest.raises(UnsupportedError, match="found 'q4_0'"):
+        CacheLayout(512, 64, "q4_0")  # type: ignore[arg-type]

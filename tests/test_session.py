@@ -160,7 +160,27 @@ def test_expanding_is_chosen_for_long_prefill_only() -> None:
     assert mla.expanding_pays(spec, 1000, 200)  # break-even: 170 tokens
 
 
-@pytest.mark.parametrize("cache_type", ["f16", "f32"])
+def test_a_cache_in_q8_0_costs_672_bytes_a_row_and_little_else(
+    bundle_of: Bundles, checkpoint_of: Checkpoints
+) -> None:
+    ids = ids_of("plm", 33)
+    want = reference_of(checkpoint_of("plm")).logits(ids)
+    with load(bundle_of("plm"), cache_type="q8_0", n_ctx=64) as session:
+        got = session.prefill(ids, all_logits=True)
+        session.reset()
+        steps = np.array([session.step(i) for i in ids])
+        assert session.cache_bytes == 2 * 64 * 672  # layers, tokens, bytes
+    # int8 latents: half a step of 1/127 of a block's largest value
+    assert 1e-4 < relative_error(got, want) < 3e-2
+    assert relative_error(steps, got) < 1e-2  # rounding of a row follows float32 rounding
+    with (
+        load(bundle_of("odd")) as session,
+        pytest.raises(UnsupportedError, match="multiple of 32 values, found 20"),
+    ):
+        session.model.session(cache_type="q8_0")
+
+
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0", "f32"])
 def test_truncate_and_repeat_bit_for_bit(cache_type: str, bundle_of: Bundles) -> None:
     ids = ids_of("blocks", 30)
     with load(bundle_of("blocks", "Q8_0"), cache_type=cache_type) as session:

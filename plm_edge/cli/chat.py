@@ -34,7 +34,7 @@ def command(
     ] = None,
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
     cache_type: Annotated[
-        str | None, typer.Option("-ctk", "--cache-type", help="f16 or f32.")
+        str | None, typer.Option("-ctk", "--cache-type", help="f16, q8_0 or f32.")
     ] = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads")] = None,
     backend: Annotated[str, typer.Option(help="auto or native.")] = "auto",

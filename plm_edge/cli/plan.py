@@ -15,7 +15,9 @@ def command(
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
     quant: Annotated[str | None, typer.Option(help="F32, F16, BF16, Q8_0 or Q4_0.")] = None,
     layout: Annotated[str, typer.Option(help="latent or plm.")] = "latent",
-    cache_type: Annotated[str, typer.Option("-ctk", "--cache-type", help="f16 or f32.")] = "f16",
+    cache_type: Annotated[
+        str, typer.Option("-ctk", "--cache-type", help="f16, q8_0 or f32.")
+    ] = "f16",
     threads: Annotated[int | None, typer.Option("-t", "--threads")] = None,
     isa: Annotated[str | None, typer.Option(help="Kernel set.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Every number's reason.")] = False,

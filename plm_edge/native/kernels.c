@@ -146,21 +146,56 @@ static void rotate_item(const void *p, size_t t, int thread) {
         rotate_pairs(a->q + ((int64_t)t * a->heads + h) * width + a->nope, turns, a->rope);
 }
 
+static int64_t cache_row_bytes(int stored, int32_t rank, int32_t rope) {
+    if (stored == PLM_CACHE_Q8_0) return rank + 2 * (rank / PLM_BLOCK + rope);
+    return (int64_t)(rank + rope) * (stored == PLM_CACHE_F16 ? 2 : 4);
+}
+
+static void store_halves(const float *x, int32_t n, uint8_t *to) {
+    for (int32_t i = 0; i < n; i++) {
+        uint16_t half = plm_to_f16(x[i]);
+        memcpy(to + 2 * i, &half, sizeof half);
+    }
+}
+
+/* Blocks of 32 to int8 with the scale max|x| / 127, rounded to f16 before it divides. A NaN or an infinity makes
+ * the scale NaN, so that it shows. */
+static void store_latent_q8_0(const float *x, int32_t rank, uint8_t *to) {
+    for (int32_t b = 0; b < rank / PLM_BLOCK; b++, x += PLM_BLOCK) {
+        float most = 0.0f, whole = 0.0f;
+        for (int i = 0; i < PLM_BLOCK; i++) {
+            most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+            whole += x[i] - x[i]; /* NaN where a value is NaN or infinite, else 0 */
+        }
+        float scale = most / 127.0f + whole;
+        store_halves(&scale, 1, to + rank + 2 * b);
+        uint16_t half = plm_to_f16(scale);
+        float inverse = plm_f16(half) > 0.0f ? 1.0f / plm_f16(half) : 0.0f;
+        for (int i = 0; i < PLM_BLOCK; i++) {
+            float q = x[i] * inverse; /* rounding the scale down can carry it past 127 */
+            to[b * PLM_BLOCK + i] = (uint8_t)(int8_t)lrintf(q > 127.0f ? 127.0f : q >= -127.0f ? q : -127.0f);
+        }
+    }
+}
+
 static size_t remember_items(const void *p) { return (size_t)((const plm_remember *)p)->step->n_tokens; }
 
 static void remember_item(const void *p, size_t t, int thread) {
     const plm_remember *a = p;
     int64_t position = a->step->n_past + (int64_t)t, width = a->rank + a->rope;
     float *row = a->kv_a + (int64_t)t * width;
+    uint8_t *to = (uint8_t *)a->cache + position * cache_row_bytes(a->stored, a->rank, a->rope);
     (void)thread;
     rms_norm(row, a->w, a->rank, a->eps, row);
     rotate_pairs(row + a->rank, a->turns + position * a->rope, a->rope);
-    if (!a->half) {
-        memcpy((float *)a->cache + position * width, row, (size_t)width * sizeof *row);
-        return;
+    if (a->stored == PLM_CACHE_Q8_0) {
+        store_latent_q8_0(row, a->rank, to);
+        store_halves(row + a->rank, a->rope, to + a->rank + 2 * (a->rank / PLM_BLOCK));
+    } else if (a->stored == PLM_CACHE_F16) {
+        store_halves(row, (int32_t)width, to);
+    } else {
+        memcpy(to, row, (size_t)width * sizeof *row);
     }
-    uint16_t *stored = (uint16_t *)a->cache + position * width;
-    for (int64_t i = 0; i < width; i++) stored[i] = plm_to_f16(row[i]);
 }
 
 /* ---- latent attention ---- */
@@ -187,9 +222,22 @@ static float *scratch_of(const plm_attention *a, int thread) {
 
 /* Cached rows first .. first + n as floats: where they lie, or widened into `room`. */
 static const float *cached_rows(const plm_attention *a, int32_t first, int32_t n, float *room) {
-    int64_t width = a->rank + a->rope;
-    if (!a->half) return (const float *)a->cache + first * width;
-    a->isa->widen((const uint16_t *)a->cache + first * width, (int32_t)(n * width), room);
+    int32_t width = a->rank + a->rope, blocks = a->rank / PLM_BLOCK;
+    int64_t bytes = cache_row_bytes(a->stored, a->rank, a->rope);
+    const uint8_t *rows = (const uint8_t *)a->cache + first * bytes;
+    if (a->stored == PLM_CACHE_F32) return (const float *)(const void *)rows;
+    if (a->stored == PLM_CACHE_F16) {
+        a->isa->widen((const uint16_t *)(const void *)rows, n * width, room);
+        return room;
+    }
+    for (int32_t r = 0; r < n; r++, rows += bytes) {
+        float *y = room + (int64_t)r * width;
+        for (int32_t b = 0; b < blocks; b++) {
+            float scale = plm_f16((uint16_t)(rows[a->rank + 2 * b] | rows[a->rank + 2 * b + 1] << 8));
+            for (int i = 0; i < PLM_BLOCK; i++) y[b * PLM_BLOCK + i] = scale * (float)(int8_t)rows[b * PLM_BLOCK + i];
+        }
+        a->isa->widen((const uint16_t *)(const void *)(rows + a->rank + 2 * blocks), a->rope, y + a->rank);
+    }
     return room;
 }
 

@@ -1,6 +1,6 @@
 """plm.h in ctypes: the arguments of the kernels, the instruction sets, the pool.
 
-Field by field as in plm.h, which says what each means; tests/test_kernels.py holds the two together.
+Field by field as in plm.h, which says what each means; tests/test_header.py holds them together.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from plm_edge.native import lib
 BLOCK, TILE, SLICES = 32, 16, 16
 FORMAT_CODES = {"F32": 0, "F16": 1, "BF16": 2, "Q8_0": 3, "Q4_0": 4}
 ARRANGEMENT_CODES = {"rows": 0, "tile16x4": 1, "group32": 2}
+CACHE_CODES = {"f32": 0, "f16": 1, "q8_0": 2}
 
 
 class Matrix(Structure):
@@ -118,7 +119,7 @@ class Remember(Structure):
         ("cache", c_void_p),
         ("rank", c_int32),
         ("rope", c_int32),
-        ("half", c_int32),
+        ("stored", c_int32),
         ("eps", c_float),
     )
 
@@ -141,7 +142,7 @@ class Attention(Structure):
         ("rope", c_int32),
         ("v_head", c_int32),
         ("rank", c_int32),
-        ("half", c_int32),
+        ("stored", c_int32),
         ("chunk", c_int32),
         ("scale", c_float),
     )

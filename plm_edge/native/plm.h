@@ -73,6 +73,8 @@ typedef struct {
 extern const plm_isa plm_scalar;
 #if defined(__x86_64__)
 extern const plm_isa plm_avx2;
+#elif defined(__aarch64__)
+extern const plm_isa plm_neon, plm_neon_dotprod, plm_neon_i8mm;
 #endif
 
 /* ---- kernels: each struct is the argument of the kernel of its name. T = step->n_tokens. ---- */
@@ -125,14 +127,18 @@ typedef struct {
     int32_t heads, nope, rope;
 } plm_rotate;
 
-/* Append T rows to one layer's cache (n_ctx, rank + rope): [latent after its norm | rotated rope key].
- * kv_a (T, rank + rope). half: the cache holds f16, else f32. */
+/* How a row of the cache is stored: [latent: rank | rope key: rope] as floats or halves; or, for Q8_0,
+ * [int8: rank | f16 scale of each 32 of them: rank / 32 | rope key as halves: rope]. */
+enum { PLM_CACHE_F32, PLM_CACHE_F16, PLM_CACHE_Q8_0 };
+
+/* Append T rows to one layer's cache (n_ctx rows): [latent after its norm | rotated rope key].
+ * kv_a (T, rank + rope). stored: one of PLM_CACHE_. */
 typedef struct {
     const plm_step *step;
     float *kv_a; /* normed and rotated in place: nobody reads it again */
     const float *w, *turns;
     void *cache;
-    int32_t rank, rope, half;
+    int32_t rank, rope, stored;
     float eps;
 } plm_remember;
 
@@ -143,13 +149,13 @@ typedef struct {
     const plm_step *step;
     plm_matrix kv_b;
     const float *q;       /* (T, heads, nope + rope), rotated */
-    const void *cache;    /* (n_ctx, rank + rope), f16 or f32 */
+    const void *cache;    /* n_ctx rows as `stored` says */
     float *q_latent;      /* (T, heads, rank): W_uk^T q */
     float *partial;       /* slices of the context: plm_partial_floats() each */
     float *y;             /* (T, heads * v_head) */
     uint8_t *scratch;     /* plm_attention_scratch() bytes for each thread */
     int64_t scratch_bytes;
-    int32_t heads, nope, rope, v_head, rank, half, chunk;
+    int32_t heads, nope, rope, v_head, rank, stored, chunk;
     float scale;
 } plm_attention;
 
