@@ -26,15 +26,15 @@ from plm_edge.exporters.synth import synth
 from plm_edge.runtime import Session
 
 
-def model(asked: str | None) -> Path:
+def model(asked: str | None, layout: str = "latent") -> Path:
     """The bundle to measure, made now if it is not there yet."""
     if asked:
         return Path(asked)
-    made = cache_folder() / f"synth-plm-1.8b-Q4_0-{plm_edge.__version__}"
+    made = cache_folder() / f"synth-plm-1.8b-Q4_0-{layout}-{plm_edge.__version__}"
     if not (made / "manifest.json").exists():
         print("making a model of PLM-1.8B's shape, once", file=sys.stderr)
         made.parent.mkdir(parents=True, exist_ok=True)
-        synth("plm-1.8b", made, quant="Q4_0", zeros=0.8, force=True)
+        synth("plm-1.8b", made, quant="Q4_0", layout=layout, zeros=0.8, force=True)
     return made
 
 
