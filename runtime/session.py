@@ -69,8 +69,8 @@ class Session:
         ContextOverflow where they do not fit, both before anything is appended; Interrupted when
         `cancel` was called.
         """
-        checked = self._check_ids(ids, all_logits)
         with self._running():
+            checked = self._check_ids(ids, all_logits)
             rows = np.empty((len(checked) if all_logits else 1, self.spec.vocab), np.float32)
             for start in range(0, len(checked), self._chunk):
                 chunk = checked[start : start + self._chunk]
@@ -83,8 +83,8 @@ class Session:
 
     def step(self, token: int) -> Logits:
         """Append one id; the logits (vocab,) of what follows. Errors as in prefill."""
-        checked = self._check_ids([token], all_logits=False)
         with self._running():
+            checked = self._check_ids([token], all_logits=False)
             self._begin(checked)
             self._head_step.n_tokens, self._head_step.first = 1, 0
             self._run(self._decode, 0, len(self._decode))
@@ -98,9 +98,9 @@ class Session:
 
     def truncate(self, n: int) -> None:
         """Forget all but the first n tokens."""
-        if not 0 <= n <= self.n_past:
-            raise UsageError(f"expected 0 to {self.n_past} tokens to keep, found {n}")
         with self._running():
+            if not 0 <= n <= self.n_past:
+                raise UsageError(f"expected 0 to {self.n_past} tokens to keep, found {n}")
             del self._ids[n:]
 
     def reset(self) -> None:
@@ -118,8 +118,10 @@ class Session:
             self._ids = session_file.read(Path(path), self)
 
     def close(self) -> None:
-        """End the threads and drop the cache; every later call raises UsageError."""
-        if self._pool is not None:
+        """End the threads and drop the cache; every later call but this raises UsageError."""
+        if self._pool is None:
+            return
+        with self._running():
             self._pool.close()
             self._pool = None
             self._buffers, self._cache = {}, self._cache[:, :0]

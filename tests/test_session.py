@@ -325,6 +325,22 @@ def test_a_second_thread_gets_session_busy(bundle_of: Bundles) -> None:
         assert errors
 
 
+def test_a_busy_session_looks_at_nothing_else(bundle_of: Bundles) -> None:
+    """What is checked before the lock is taken may be another thing once it is."""
+    with load(bundle_of("plain"), n_ctx=8) as session:
+        calls: tuple[Callable[[], object], ...] = (
+            lambda: session.prefill([1] * 9),
+            lambda: session.step(-1),
+            lambda: session.truncate(4),
+            session.close,
+        )
+        with session._running():
+            for call in calls:
+                with pytest.raises(SessionBusy):
+                    call()
+        session.prefill([1] * 8)  # still open
+
+
 def test_a_closed_session_says_so(bundle_of: Bundles) -> None:
     session = load(bundle_of("plain"))
     session.close()
