@@ -349,6 +349,17 @@ def test_a_closed_session_says_so(bundle_of: Bundles) -> None:
         session.prefill([1])
 
 
+def test_a_session_that_nobody_closes_ends_its_threads(bundle_of: Bundles) -> None:
+    """They live in memory that goes with it."""
+    tasks = Path("/proc/self/task")
+    before = len(list(tasks.iterdir()))
+    session = load(bundle_of("plain"), n_ctx=8, threads=3)
+    session.prefill([1])
+    assert len(list(tasks.iterdir())) == before + 2
+    del session
+    assert len(list(tasks.iterdir())) == before
+
+
 def test_an_unknown_instruction_set_is_refused(bundle_of: Bundles) -> None:
     with load(bundle_of("plain")) as session, pytest.raises(UnsupportedError, match="'avx9'"):
         session.model.session(isa="avx9")

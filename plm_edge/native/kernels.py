@@ -6,7 +6,8 @@ Field by field as in plm.h, which says what each means; tests/test_header.py hol
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from ctypes import (
     POINTER,
     Structure,
@@ -268,11 +269,13 @@ class Pool:
         library.plm_pool_stop.restype, library.plm_pool_stop.argtypes = None, (c_void_p,)
         library.plm_run.restype = c_int
         library.plm_run.argtypes = (c_void_p, c_void_p, c_int, c_void_p)
-        self._memory = aligned(library.plm_pool_bytes(threads))
-        self._pool = library.plm_pool_start(self._memory.ctypes.data, threads)
-        self._run, self._stop = library.plm_run, library.plm_pool_stop
+        memory = aligned(library.plm_pool_bytes(threads))
+        self._pool = library.plm_pool_start(memory.ctypes.data, threads)
         if self._pool is None:
             raise OutputError(f"expected {threads} threads, the system refused one; use fewer (-t)")
+        self._run = library.plm_run
+        # The threads live in `memory`: they end before it goes, also where nobody calls `close`.
+        self._end = weakref.finalize(self, _stop, library.plm_pool_stop, self._pool, memory)
 
     def run(self, ops: ctypes.Array[Op], first: int, last: int, cancel: c_int) -> bool:
         """Run ops[first:last]. False where `cancel` became nonzero before the end."""
@@ -282,9 +285,11 @@ class Pool:
 
     def close(self) -> None:
         """End the threads; a second call does nothing."""
-        if self._pool is not None:
-            self._stop(self._pool)
-            self._pool = None
+        self._end()
+
+
+def _stop(stop: Callable[[int], None], pool: int, _memory: object) -> None:
+    stop(pool)
 
 
 def op_array(ops: Sequence[Op]) -> ctypes.Array[Op]:
