@@ -8,7 +8,6 @@ The compiler is $CC, or the first of cc, gcc and clang that is there.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -18,14 +17,26 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 LIBRARY = HERE / "libplm_edge.so"
 
-# -ffp-contract=off: the scalar kernels give the same bits on every CPU; a compiler that fuses would not.
+# -ffp-contract=off: the scalar kernels give the same bits on every CPU; a compiler that fuses
+# would not.
 FLAGS = ["-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"]
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]
 
 # Files that need an instruction set of their own; every other file is plain C11.
-ISA_FLAGS = {"avx2.c": ["-mavx2", "-mfma", "-mf16c"]}
-ISA_MACHINES = {"avx2.c": {"x86_64", "AMD64"}}
+ISA_FLAGS = {
+    "avx2.c": ["-mavx2", "-mfma", "-mf16c"],
+    "neon.c": [],
+    "neon_dotprod.c": ["-march=armv8.2-a+dotprod"],
+    "neon_i8mm.c": ["-march=armv8.2-a+dotprod+i8mm"],
+}
+X86, ARM = {"x86_64"}, {"aarch64", "arm64"}
+ISA_MACHINES = {
+    "avx2.c": X86,
+    "neon.c": ARM,
+    "neon_dotprod.c": ARM,
+    "neon_i8mm.c": ARM,
+}
 
 
 def compiler() -> str:
@@ -36,21 +47,33 @@ def compiler() -> str:
     raise SystemExit("expected a C compiler, found none: install gcc or clang, or set CC")
 
 
+def compile_objects(folder: Path, sanitize: bool = False) -> list[str]:
+    """Compile every C file here into `folder`, without the instruction sets of other machines.
+
+    The machine is the compiler's: it may be another one than this, or have fewer bits than the
+    kernel says (a 32-bit system on a 64-bit ARM).
+    """
+    cc = compiler().split()
+    machine = subprocess.check_output([*cc, "-dumpmachine"], text=True).split("-")[0]
+    flags = [*FLAGS, *WARNINGS, *(SANITIZE if sanitize else [])]
+    objects = []
+    for source in sorted(HERE.glob("*.c")):
+        if machine not in ISA_MACHINES.get(source.name, {machine}):
+            continue
+        objects.append(f"{folder}/{source.stem}.o")
+        own = ISA_FLAGS.get(source.name, [])
+        subprocess.run([*cc, *flags, *own, "-c", str(source), "-o", objects[-1]], check=True)
+    return objects
+
+
 def build(library: Path = LIBRARY, sanitize: bool = False) -> Path:
     """Compile every C file here into `library`; nothing half-made ever stands under that name."""
-    cc = compiler().split()
-    machine = platform.machine()
-    flags = [*FLAGS, *WARNINGS, *(SANITIZE if sanitize else [])]
+    flags = [*FLAGS, *(SANITIZE if sanitize else [])]
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as scratch:
-        objects = []
-        for source in sorted(HERE.glob("*.c")):
-            if machine not in ISA_MACHINES.get(source.name, {machine}):
-                continue
-            objects.append(f"{scratch}/{source.stem}.o")
-            own = ISA_FLAGS.get(source.name, [])
-            subprocess.run([*cc, *flags, *own, "-c", str(source), "-o", objects[-1]], check=True)
+        objects = compile_objects(Path(scratch), sanitize)
         made = f"{scratch}/library"
-        subprocess.run([*cc, *flags, "-shared", *objects, "-o", made, "-lm"], check=True)
+        link = [*compiler().split(), *flags, "-shared", *objects, "-o", made, "-lm"]
+        subprocess.run(link, check=True)
         os.replace(made, library)
     return library
 

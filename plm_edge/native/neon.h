@@ -1,0 +1,140 @@
+/* What the aarch64 sets have in common: the small steps, and the functions of the first set (neon.c) that the better
+ * ones take over. */
+#ifndef PLM_NEON_H
+#define PLM_NEON_H
+
+#include "plm.h"
+#include "plm_math.h"
+
+#include <arm_neon.h>
+
+static inline float32x4_t scales4(const uint8_t *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+
+static inline float scale_at(const uint8_t *p) {
+    uint16x4_t bits = vdup_n_u16((uint16_t)(p[0] | p[1] << 8));
+    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(bits)), 0);
+}
+
+/* 16-bit activations as two bytes, q = 256 top + bottom: top signed, bottom not, so that every q has its pair. A
+ * 4-bit weight is both a signed and an unsigned byte: its products with either need no correction. */
+typedef struct {
+    int8x16_t top;
+    uint8x16_t bottom;
+} limbs;
+
+static inline limbs split(const int16_t *q) {
+    uint8x16x2_t bytes = vld2q_u8((const void *)q);
+    return (limbs){vreinterpretq_s8_u8(bytes.val[1]), bytes.val[0]};
+}
+
+static inline int8x16_t as_signed(uint8x16_t v) { return vreinterpretq_s8_u8(v); }
+static inline uint8x16_t nibbles_low(uint8x16_t v) { return vandq_u8(v, vdupq_n_u8(15)); }
+static inline uint8x16_t nibbles_high(uint8x16_t v) { return vshrq_n_u8(v, 4); }
+
+static inline uint8x16_t four_bytes(const uint8_t *p) {
+    uint32_t four;
+    memcpy(&four, p, sizeof four);
+    return vreinterpretq_u8_u32(vdupq_n_u32(four));
+}
+
+/* 256 top + bottom; what was to be taken off, the sum of the bottoms began with, modulo 2^32. */
+static inline int32x4_t join(int32x4_t top, uint32x4_t bottom) {
+    return vaddq_s32(vshlq_n_s32(top, 8), vreinterpretq_s32_u32(bottom));
+}
+
+/* y + the exact sums of a block times (scales of the weights times the scale of the activations). */
+static inline float32x4_t add_scaled(float32x4_t y, int32x4_t sums, const uint8_t *scales, float scale) {
+    float32x4_t factor = vmulq_n_f32(scales4(scales), scale);
+    return vaddq_f32(y, vmulq_f32(vcvtq_f32_s32(sums), factor));
+}
+
+static inline void add_sums(float *y, int32x4_t sums, const uint8_t *scales, float scale) {
+    vst1q_f32(y, add_scaled(vld1q_f32(y), sums, scales, scale));
+}
+
+static inline int32x4_t sums_of_four(int32x4_t a, int32x4_t b, int32x4_t c, int32x4_t d) {
+    return vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d));
+}
+
+/* Blocks of a plain row, four a step; their results are added one after the other, as the scalar set does.
+ * products: of a block, as four sums. */
+static inline float row_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int format,
+                            int32x4_t (*products)(const uint8_t *w, const int16_t *q)) {
+    const int bytes = format == PLM_Q8_0 ? 34 : 18;
+    int32_t b = 0, blocks = cols / PLM_BLOCK;
+    float y = 0.0f, part[4];
+    for (; b + 4 <= blocks; b += 4, w += 4 * bytes) {
+        int32x4_t s[4];
+        float scales[4];
+        for (int i = 0; i < 4; i++) {
+            s[i] = products(w + i * bytes, x->q + (b + i) * PLM_BLOCK);
+            scales[i] = scale_at(w + i * bytes);
+        }
+        int32x4_t sums = sums_of_four(s[0], s[1], s[2], s[3]);
+        if (format == PLM_Q4_0) sums = vsubq_s32(sums, vshlq_n_s32(vld1q_s32(x->sum + b), 3));
+        float32x4_t factor = vmulq_f32(vld1q_f32(scales), vld1q_f32(x->scale + b));
+        vst1q_f32(part, vmulq_f32(vcvtq_f32_s32(sums), factor));
+        for (int i = 0; i < 4; i++) y += part[i];
+    }
+    for (; b < blocks; b++, w += bytes) {
+        int32_t sum = vaddvq_s32(products(w, x->q + b * PLM_BLOCK));
+        if (format == PLM_Q4_0) sum -= 8 * x->sum[b];
+        y += (float)sum * (scale_at(w) * x->scale[b]);
+    }
+    return y;
+}
+
+/* The units of an integer group that fired: their rows and coefficients, filled up to a multiple of four with a row
+ * that is read anyway and coefficients of 0. */
+typedef struct {
+    const uint8_t *row[PLM_BLOCK];
+    int16_t q[PLM_BLOCK];
+    uint8_t top[PLM_BLOCK], bottom[PLM_BLOCK]; /* of q */
+    int32_t count, sum, sum_bottom;            /* units; sum of q and of its bottom bytes */
+    float scale;                               /* one for the group: the scale of a weight belongs to its output */
+} fired;
+
+/* 16 bytes at `at` of four rows, byte by byte beside each other: register i has bytes 4 i .. 4 i + 3 of all four. */
+static inline uint8x16x4_t four_units(const uint8_t *const *row, int32_t at) {
+    uint8x16x2_t first = vzipq_u8(vld1q_u8(row[0] + at), vld1q_u8(row[1] + at));
+    uint8x16x2_t second = vzipq_u8(vld1q_u8(row[2] + at), vld1q_u8(row[3] + at));
+    uint8x16x4_t v;
+    for (int i = 0; i < 2; i++) {
+        uint16x8_t a = vreinterpretq_u16_u8(first.val[i]), b = vreinterpretq_u16_u8(second.val[i]);
+        v.val[2 * i] = vreinterpretq_u8_u16(vzip1q_u16(a, b));
+        v.val[2 * i + 1] = vreinterpretq_u8_u16(vzip2q_u16(a, b));
+    }
+    return v;
+}
+
+/* Returns how many fired; `rows` are of `bytes` each. */
+int32_t neon_find_fired(const uint8_t *rows, int64_t bytes, const float *a, fired *f);
+
+void neon_tile_f32(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y);
+void neon_tile_f16(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y);
+void neon_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y);
+float neon_row_f32(const uint8_t *w, int32_t cols, const plm_vectors *x);
+float neon_row_f16(const uint8_t *w, int32_t cols, const plm_vectors *x);
+float neon_row_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x);
+float neon_row_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x);
+void neon_add_f32(const uint8_t *w, int32_t n, float a, float *y);
+void neon_add_f16(const uint8_t *w, int32_t n, float a, float *y);
+void neon_add_bf16(const uint8_t *w, int32_t n, float a, float *y);
+void neon_add_q8_0(const uint8_t *w, int32_t n, float a, float *y);
+void neon_add_q4_0(const uint8_t *w, int32_t n, float a, float *y);
+void neon_units_f32(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
+                    float *y);
+void neon_units_f16(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
+                    float *y);
+void neon_units_bf16(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
+                     float *y);
+void neon_pack(const float *x, int32_t cols, int16_t *q, float *scale, int32_t *sum);
+float neon_dot(const float *a, const float *b, int32_t n);
+void neon_add(float a, const float *x, int32_t n, float *y);
+void neon_widen(const uint16_t *f16, int32_t n, float *y);
+
+/* Of the dotprod set (neon_dotprod.c). */
+void dotprod_tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y);
+float dotprod_row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x);
+
+#endif

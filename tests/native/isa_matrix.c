@@ -1,0 +1,364 @@
+/* Every instruction set that was compiled in and that this CPU has, against the scalar set: sizes with tails, every
+ * pattern of quants, the largest sums, NaN and infinity, idle units, outputs that belong to others. Everything that is
+ * read or written ends at a page that must not be touched.
+ *
+ *     isa_matrix [--bend | --anyway]
+ *
+ * --bend: a weight or a value is changed for the tested set; each comparison must notice. --anyway: run sets that the
+ * CPU lacks. Returns 0 if all is equal, 1 if something differs. tests/test_neon.py builds it, for this machine and for
+ * others under qemu; tests/test_isa.py is its bigger sister in Python.
+ */
+#define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
+#include "plm.h"
+#include "plm_math.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static const int32_t block_bytes[PLM_FORMATS] = {4, 2, 2, 34, 18};
+
+static const plm_isa *tested;
+static int bend;
+static long compared, differed;
+
+/* ---- seeded values ---- */
+
+static uint64_t state = 1;
+
+static uint32_t random32(void) { /* Knuth's MMIX constants */
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 32);
+}
+static int32_t below(int32_t n) { return (int32_t)(random32() % (uint32_t)n); }
+static float symmetric(void) { return (float)(int32_t)random32() * 0x1p-31f; } /* [-1, 1) */
+
+/* ---- memory that ends where a page ends that nobody may touch ---- */
+
+typedef struct {
+    uint8_t *at, *map;
+    size_t mapped;
+} guarded;
+
+static guarded take(size_t bytes) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), pages = (bytes + page - 1) / page * page;
+    guarded g = {NULL, NULL, pages + page};
+    g.map = mmap(NULL, g.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (g.map == MAP_FAILED || mprotect(g.map + pages, page, PROT_NONE)) {
+        perror("isa_matrix");
+        exit(2);
+    }
+    g.at = g.map + pages - bytes;
+    return g;
+}
+
+static guarded copy_of(const void *p, size_t bytes) {
+    guarded g = take(bytes);
+    memcpy(g.at, p, bytes);
+    return g;
+}
+
+static void drop(guarded g) { munmap(g.map, g.mapped); }
+
+/* ---- comparisons ---- */
+
+static void complain(const char *what, int32_t size, int32_t more) {
+    differed++;
+    if (!bend) printf("%s: %s, size %d (%d) differs\n", tested->name, what, (int)size, (int)more);
+}
+
+/* The same bits, but for sign and payload of a NaN. */
+static void same(const char *what, int32_t size, int32_t more, const float *got, const float *want, int32_t n) {
+    compared++;
+    for (int32_t i = 0; i < n; i++) {
+        int both = isnan(got[i]) && isnan(want[i]);
+        if (!both && plm_to_bits(got[i]) != plm_to_bits(want[i])) {
+            complain(what, size, more);
+            return;
+        }
+    }
+}
+
+/* Sums of floats in another order: the difference against the sum of the sizes of the products. */
+static void near(const char *what, int32_t size, const float *got, const float *want, const float *sizes, int32_t n) {
+    compared++;
+    for (int32_t i = 0; i < n; i++) {
+        int both = isnan(got[i]) && isnan(want[i]);
+        if (!both && got[i] != want[i] && !(fabsf(got[i] - want[i]) <= 3e-6f * sizes[i])) {
+            complain(what, size, 0);
+            return;
+        }
+    }
+}
+
+/* ---- weights and activations ---- */
+
+static int is_integer(int format) { return format >= PLM_Q8_0; }
+
+static size_t bytes_of(int format, int32_t rows, int32_t cols) {
+    return (size_t)rows * (size_t)block_bytes[format] * (size_t)(is_integer(format) ? cols / PLM_BLOCK : cols);
+}
+
+/* n values or scales of a float format, of size 1 or so. */
+static void fill_floats(uint8_t *p, int32_t n, int format) {
+    for (int32_t i = 0; i < n; i++) {
+        float f = symmetric() * 2;
+        uint16_t half = format == PLM_F16 ? plm_to_f16(f) : (uint16_t)(plm_to_bits(f) >> 16);
+        if (format == PLM_F32)
+            memcpy(p + 4 * i, &f, sizeof f);
+        else
+            memcpy(p + 2 * i, &half, sizeof half);
+    }
+}
+
+/* `scales` f16 values, then `quants` bytes, or bytes that are all `quant` where it is not negative. */
+static uint8_t *fill_block(uint8_t *p, int32_t scales, int64_t quants, int quant) {
+    fill_floats(p, scales, PLM_F16);
+    for (int64_t i = 0; i < quants; i++) p[2 * scales + i] = (uint8_t)(quant < 0 ? below(256) : quant);
+    return p + 2 * scales + quants;
+}
+
+/* Weights in memory order: `scales` and `quants` of one block, or plain floats. */
+static guarded weights(int format, size_t bytes, int32_t scales, int64_t quants, int quant) {
+    guarded g = take(bytes);
+    if (!is_integer(format))
+        fill_floats(g.at, (int32_t)(bytes / (size_t)block_bytes[format]), format);
+    else
+        for (uint8_t *p = g.at; p < g.at + bytes;) p = fill_block(p, scales, quants, quant);
+    return g;
+}
+
+/* Blocks of very different sizes; the largest of a block is positive or negative. */
+static guarded floats(int32_t n) {
+    guarded g = take((size_t)n * sizeof(float));
+    float *x = (float *)(void *)g.at, size = 1.0f;
+    for (int32_t i = 0; i < n; i++) {
+        if (i % PLM_BLOCK == 0) size = ldexpf(1.0f, below(24) - 12);
+        x[i] = size * symmetric();
+    }
+    return g;
+}
+
+static float *values(guarded g) { return (float *)(void *)g.at; }
+
+/* x with q, scale and sum as the scalar set packs them; x may be no whole blocks, and is then not packed. */
+typedef struct {
+    guarded f, q, scale, sum;
+    plm_vectors v;
+} activations;
+
+static activations pack_of(guarded x, int32_t n) {
+    size_t blocks = (size_t)(n / PLM_BLOCK);
+    activations a = {x, take(blocks * PLM_BLOCK * 2), take(blocks * 4), take(blocks * 4), {0}};
+    a.v = (plm_vectors){values(x), (void *)a.q.at, (void *)a.scale.at, (void *)a.sum.at};
+    plm_scalar.pack(a.v.f, (int32_t)blocks * PLM_BLOCK, a.v.q, a.v.scale, a.v.sum);
+    return a;
+}
+
+static void drop_activations(activations a) { drop(a.f), drop(a.q), drop(a.scale), drop(a.sum); }
+
+/* Change a quant or the exponent of a float by much. */
+static void bend_at(uint8_t *p, int format) {
+    if (bend) p[is_integer(format) ? 0 : block_bytes[format] - 1] ^= is_integer(format) ? 0x47 : 0x40;
+}
+
+/* ---- tiles and rows ---- */
+
+/* quant >= 0: all quants are that, all activations `special`. Else random ones, `special` in the middle unless 0. */
+static void products(int format, int32_t cols, int quant, float special) {
+    size_t bytes = bytes_of(format, PLM_TILE, is_integer(format) ? cols : (cols + 3) / 4 * 4);
+    guarded tile = weights(format, bytes, PLM_TILE, PLM_TILE * (block_bytes[format] - 2), quant);
+    guarded plain = weights(format, bytes_of(format, 1, cols), 1, block_bytes[format] - 2, quant), x = floats(cols);
+    for (int32_t i = 0; quant >= 0 && i < cols; i++) values(x)[i] = special;
+    if (quant < 0 && special != 0.0f) values(x)[cols / 2] = special;
+    if (bend) values(x)[0] = 4000.0f; /* what it is multiplied with is not lost in the rounding */
+    activations a = pack_of(x, cols);
+
+    float got[PLM_TILE + 1], want[PLM_TILE + 1], sizes[PLM_TILE + 1], size = 0.0f;
+    for (int32_t i = 0; i < cols; i++) size += 2.0f * fabsf(values(x)[i]);
+    for (int r = 0; r <= PLM_TILE; r++) sizes[r] = size;
+    plm_scalar.tile[format](tile.at, cols, &a.v, want);
+    want[PLM_TILE] = plm_scalar.row[format](plain.at, cols, &a.v);
+    bend_at(tile.at + (is_integer(format) ? 2 * PLM_TILE : 0), format);
+    bend_at(plain.at + (is_integer(format) ? 2 : 0), format);
+    tested->tile[format](tile.at, cols, &a.v, got);
+    got[PLM_TILE] = tested->row[format](plain.at, cols, &a.v);
+    if (is_integer(format)) {
+        same("tile", cols, format, got, want, PLM_TILE);
+        same("row", cols, format, got + PLM_TILE, want + PLM_TILE, 1);
+    } else {
+        near("tile", cols, got, want, sizes, PLM_TILE);
+        near("row", cols, got + PLM_TILE, want + PLM_TILE, sizes, 1);
+    }
+    drop(tile), drop(plain), drop_activations(a);
+}
+
+static void added_rows(int format, int32_t cols) {
+    size_t bytes = bytes_of(format, 1, cols);
+    guarded w = weights(format, bytes, 1, block_bytes[format] - 2, -1), y = floats(cols);
+    guarded want = copy_of(y.at, (size_t)cols * sizeof(float));
+    plm_scalar.add_row[format](w.at, cols, 0.7f, values(want));
+    bend_at(w.at + (is_integer(format) ? 2 : 0), format);
+    tested->add_row[format](w.at, cols, 0.7f, values(y));
+    same("add_row", cols, format, values(y), values(want), cols);
+    drop(w), drop(y), drop(want);
+}
+
+/* ---- groups of units ---- */
+
+static void units(int format, int32_t width, int32_t first, int32_t last, int32_t count, int32_t fire, int quant,
+                  float special) {
+    int64_t quants = is_integer(format) ? PLM_BLOCK * (int64_t)width * (format == PLM_Q8_0 ? 2 : 1) / 2 : 0;
+    size_t bytes = is_integer(format) ? (size_t)(2 * width + quants) : bytes_of(format, count, width);
+    size_t unit = is_integer(format) ? (size_t)quants / PLM_BLOCK : bytes_of(format, 1, width);
+    guarded w = weights(format, bytes, width, quants, quant), y = floats(width), a = take((size_t)count * 4);
+    float *h = values(a);
+    for (int32_t n = 0; n < count; n++) h[n] = 0.0f;
+    for (int32_t left = fire; left > 0;) {
+        int32_t n = below(count);
+        if (h[n] != 0.0f) continue;
+        h[n] = quant >= 0 ? special : (below(2) ? 30.0f : -30.0f) * (1.1f + symmetric());
+        left--;
+    }
+    if (quant < 0 && special != 0.0f) h[below(count)] = special;
+    for (int32_t n = 0; n < count; n++) /* an idle unit is not read: NaN in every float format */
+        if (h[n] == 0.0f) memset(w.at + bytes - (size_t)(count - n) * unit, 0xff, unit);
+    guarded want = copy_of(y.at, (size_t)width * sizeof(float));
+    plm_scalar.units[format](w.at, width, first, last, h, count, values(want));
+    for (int32_t n = 0; bend && n < count; n++)
+        if (fabsf(h[n]) > 1.0f) {
+            size_t row = bytes - (size_t)(count - n) * unit;
+            bend_at(w.at + row + (size_t)first * unit / (size_t)width, format);
+            break;
+        }
+    tested->units[format](w.at, width, first, last, h, count, values(y));
+    same("units", width, fire, values(y), values(want), width);
+    drop(w), drop(y), drop(a), drop(want);
+}
+
+/* ---- vectors ---- */
+
+static void packed(guarded x, int32_t n) {
+    activations a = pack_of(x, n);
+    size_t bytes = (size_t)n * 2, blocks = (size_t)(n / PLM_BLOCK);
+    guarded q = take(bytes), scale = take(blocks * 4), sum = take(blocks * 4);
+    if (bend) values(x)[0] = -values(x)[0];
+    tested->pack(values(x), n, (void *)q.at, (void *)scale.at, (void *)sum.at);
+    compared++;
+    int wrong = memcmp(q.at, a.q.at, bytes) || memcmp(sum.at, a.sum.at, blocks * 4);
+    for (size_t b = 0; b < blocks; b++) {
+        float got = values(scale)[b], want = a.v.scale[b];
+        wrong |= !(isnan(got) && isnan(want)) && plm_to_bits(got) != plm_to_bits(want);
+    }
+    if (wrong) complain("pack", n, 0);
+    drop(q), drop(scale), drop(sum), drop_activations(a);
+}
+
+/* Blocks that are easy to get wrong. */
+static guarded edges(int32_t *n) {
+    static const float all[] = {0.0f, -0.0f, 1e-31f, 1e-40f, 3.4028235e38f, -3.4028235e38f, 1.0f, 1.0000001e-30f};
+    static const float one[] = {NAN, INFINITY, -INFINITY};
+    int32_t blocks = 8 + 3 + 2;
+    guarded g = take((size_t)blocks * PLM_BLOCK * sizeof(float));
+    float *x = values(g);
+    for (int32_t b = 0; b < blocks; b++, x += PLM_BLOCK)
+        for (int i = 0; i < PLM_BLOCK; i++) {
+            if (b < 8)
+                x[i] = all[b];
+            else if (b < 11)
+                x[i] = i == 7 * (b - 7) ? one[b - 8] : symmetric();
+            else /* halves, ties where the largest is 32,767 */
+                x[i] = i == 0 ? (b == 11 ? 32767.0f : -32767.0f) : (float)(below(65533) - 32766) + 0.5f;
+        }
+    *n = blocks * PLM_BLOCK;
+    return g;
+}
+
+static void vectors(int32_t n) {
+    guarded x = floats(n), y = floats(n), z = copy_of(y.at, (size_t)n * sizeof(float)), half = take((size_t)n * 2);
+    guarded wide = take((size_t)n * 4), want = take((size_t)n * 4);
+    float size = 0.0f, dot = plm_scalar.dot(values(x), values(y), n), other;
+    for (int32_t i = 0; i < n; i++) size += fabsf(values(x)[i] * values(y)[i]);
+    plm_scalar.add(0.3f, values(x), n, values(z));
+    for (int32_t i = 0; i < n; i++) ((uint16_t *)(void *)half.at)[i] = (uint16_t)below(0x7c00);
+    plm_scalar.widen((const void *)half.at, n, values(want));
+    if (bend) values(x)[0] += 1e6f, half.at[0] ^= 0x40;
+    other = tested->dot(values(x), values(y), n);
+    near("dot", n, &other, &dot, &size, 1);
+    tested->add(0.3f, values(x), n, values(y));
+    same("add", n, 0, values(y), values(z), n);
+    tested->widen((const void *)half.at, n, values(wide));
+    same("widen", n, 0, values(wide), values(want), n);
+    drop(x), drop(y), drop(z), drop(half), drop(wide), drop(want);
+}
+
+static void every_half(void) {
+    static uint16_t half[65536];
+    static float got[65536], want[65536];
+    for (int i = 0; i < 65536; i++) half[i] = (uint16_t)i;
+    plm_scalar.widen(half, 65536, want);
+    tested->widen(half, 65536, got);
+    same("every half", 65536, 0, got, want, 65536);
+}
+
+/* ---- the matrix ---- */
+
+static void one_format(int format) {
+    static const int32_t whole[] = {32, 64, 96, 160, 544}, any[] = {1, 3, 4, 7, 8, 13, 31, 32, 33, 64, 256, 513};
+    static const int32_t fires[] = {1, 2, 3, 4, 5, 15, 16, 17, 31, 32};
+    static const int32_t ranges[][2] = {{0, 32}, {32, 96}, {64, 160}, {128, 160}};
+    static const int32_t quants[] = {0x00, 0xff, 0x80, 0x7f};
+    static const float specials[] = {NAN, INFINITY, -INFINITY};
+    const int32_t *sizes = is_integer(format) ? whole : any, n = is_integer(format) ? 5 : 12;
+    for (int i = 0; i < n; i++) {
+        products(format, sizes[i], -1, 0.0f);
+        added_rows(format, sizes[i]);
+        for (int k = 0; k < 10; k++) units(format, sizes[i], 0, sizes[i], PLM_BLOCK, fires[k], -1, 0.0f);
+    }
+    for (int i = 0; i < 4; i++) units(format, 160, ranges[i][0], ranges[i][1], PLM_BLOCK, 5, -1, 0.0f);
+    if (!is_integer(format)) /* a group of floats may be short */
+        for (int k = 0; k < 5; k++) units(format, 37, 0, 37, fires[k], fires[k], -1, 0.0f);
+    if (bend) return;
+    for (int i = 0; i < 3; i++) {
+        products(format, 64, -1, specials[i]);
+        units(format, 64, 0, 64, PLM_BLOCK, 3, -1, specials[i]);
+    }
+    units(format, 96, 0, 96, PLM_BLOCK, 0, -1, 0.0f);
+    for (int i = 0; is_integer(format) && i < 4; i++) /* the largest sums */
+        for (float x = -5.0f; x <= 5.0f; x += 5.0f) {
+            products(format, 96, quants[i], x);
+            units(format, 96, 0, 96, PLM_BLOCK, x == 0.0f ? 0 : PLM_BLOCK, quants[i], x);
+        }
+}
+
+static void all(void) {
+    static const int32_t sizes[] = {1, 3, 4, 7, 8, 13, 31, 32, 33, 64, 256, 513};
+    int32_t n;
+    for (int format = 0; format < PLM_FORMATS; format++) one_format(format);
+    for (int i = 0; i < 12; i++) vectors(sizes[i]);
+    packed(floats(2048), 2048);
+    if (bend) return;
+    guarded x = edges(&n);
+    packed(x, n);
+    every_half();
+}
+
+int main(int argc, char **argv) {
+    int anyway = argc > 1 && !strcmp(argv[1], "--anyway"), failed = 0;
+    bend = argc > 1 && !strcmp(argv[1], "--bend");
+    for (int i = 0; plm_isa_at(i); i++) {
+        tested = plm_isa_at(i);
+        if (!plm_isa_runs(tested) && !anyway) {
+            printf("%s: not on this CPU\n", tested->name);
+            continue;
+        }
+        state = 1, compared = differed = 0;
+        printf("%s: runs\n", tested->name);
+        fflush(stdout);
+        all();
+        printf("%s: %ld comparisons, %ld differ\n", tested->name, compared, differed);
+        failed |= differed > 0;
+    }
+    return failed;
+}
