@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from plm_edge.errors import ContextOverflow, Interrupted, UsageError
@@ -109,8 +109,11 @@ class Answer(Iterator[str]):
         if self._cancelled:
             self._reason = "interrupted"
             return
-        session.truncate(self._prompt.cached)
-        logits = session.prefill(ids[self._prompt.cached :])
+        # Asked now: another answer may have run in the session since this one was prepared.
+        cached = min(common(session.ids, ids), len(ids) - 1)
+        self._prompt = replace(self._prompt, cached=cached)
+        session.truncate(cached)
+        logits = session.prefill(ids[cached:])
         while not self._cancelled:
             token = self._sampler.sample(logits[: session.tokenizer.n_tokens], ids[-RECENT:])
             self._clock(time.monotonic() - started)

@@ -73,6 +73,17 @@ def test_the_next_turn_computes_what_is_new() -> None:
     assert again == "".join(chat(NgramSession(), talk.messages[:-1], sampler=GREEDY))
 
 
+def test_two_answers_prepared_at_once_do_not_mix() -> None:
+    session = NgramSession()
+    "".join(chat(session, turns(1, "old"), sampler=GREEDY))
+    first, second = (chat(session, turns(1, word), sampler=GREEDY) for word in ("owl", "old"))
+    "".join(first)
+    want = chat(NgramSession(), turns(1, "old"), sampler=GREEDY)
+    assert "".join(second) == "".join(want)
+    assert session.ids[: want.stats.prompt_tokens] == list(want._prompt.ids)
+    assert second.stats.cached_tokens == len(session.tokenizer.encode("_system\no"))
+
+
 def test_another_system_prompt_is_computed_from_there_on() -> None:
     session = NgramSession()
     "".join(chat(session, turns(1, "old"), sampler=GREEDY))
