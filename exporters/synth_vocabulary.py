@@ -12,6 +12,7 @@ from itertools import islice, product
 
 import numpy as np
 
+from plm_edge.template import CHATML
 from plm_edge.tokenizer import StringArray
 from plm_edge.tokenizer.vocabulary import CONTROL, NORMAL, Vocabulary
 
@@ -19,13 +20,6 @@ _LETTERS = "etaoinshrdlcumwfgypbvkjxqz"  # of English, the frequent ones first
 _COMMON = _LETTERS[:16]
 _SPACE = "\u0120"  # the space in the byte alphabet
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-# The chat template of PLM-1.8B-Instruct (without a full stop after "assistant").
-TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful assistant<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 def made_up_vocabulary(n_merges: int) -> Vocabulary:
@@ -45,7 +39,7 @@ def made_up_vocabulary(n_merges: int) -> Vocabulary:
         eos_id=first_special + 2,
         bos_id=None,
         stop_ids=frozenset({first_special, first_special + 2}),
-        chat_template=TEMPLATE,
+        chat_template=CHATML,
     )
 
 

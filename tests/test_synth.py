@@ -14,12 +14,13 @@ from plm_edge.bundle import verify_bundle
 from plm_edge.errors import UsageError
 from plm_edge.exporters.synth import SHAPES, synth
 from plm_edge.exporters.synth_check import measure_activity
-from plm_edge.exporters.synth_vocabulary import TEMPLATE, made_up_vocabulary
+from plm_edge.exporters.synth_vocabulary import made_up_vocabulary
 from plm_edge.exporters.synth_weights import BLOCK_ROWS, CONSTANT, SynthWeights
 from plm_edge.gguf_weights import GgufWeights
 from plm_edge.layouts import file_tensors
 from plm_edge.reference import Reference
 from plm_edge.runtime import load
+from plm_edge.template import CHATML
 from plm_edge.tensors import tensor_table
 from plm_edge.tokenizer import Tokenizer
 
@@ -131,7 +132,7 @@ def test_frequent_letters_merge_with_the_space_before_them():
 def test_the_template_is_the_published_one():
     # Of tokenizer_config.json of PLM-1.8B-Instruct.
     digest = "af9c0233881b083b52ff773580215222b5440ac3d0beeeca99b76329b048f8db"
-    assert hashlib.sha256(TEMPLATE.encode()).hexdigest() == digest
+    assert hashlib.sha256(CHATML.encode()).hexdigest() == digest
 
 
 def test_a_shape_without_room_for_the_constant_is_refused():
