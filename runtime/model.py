@@ -61,7 +61,8 @@ class Model:
         """A new sequence on these weights; n_ctx tokens, by default the trained context."""
         from plm_edge.runtime.session import Session
 
-        return Session(self, n_ctx or self.spec.n_ctx_train, cache_type, threads, isa)
+        n_ctx = self.spec.n_ctx_train if n_ctx is None else n_ctx
+        return Session(self, n_ctx, cache_type, threads, isa)
 
     def close(self) -> None:
         """Unmap the file. Sessions must be closed first."""

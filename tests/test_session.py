@@ -360,9 +360,12 @@ def test_a_session_that_nobody_closes_ends_its_threads(bundle_of: Bundles) -> No
     assert len(list(tasks.iterdir())) == before
 
 
-def test_an_unknown_instruction_set_is_refused(bundle_of: Bundles) -> None:
-    with load(bundle_of("plain")) as session, pytest.raises(UnsupportedError, match="'avx9'"):
-        session.model.session(isa="avx9")
+def test_a_session_that_cannot_be_is_refused(bundle_of: Bundles) -> None:
+    with load(bundle_of("plain")) as session:
+        with pytest.raises(UnsupportedError, match="'avx9'"):
+            session.model.session(isa="avx9")
+        with pytest.raises(UsageError, match="at least 1 token, found 0"):
+            session.model.session(n_ctx=0)
 
 
 # ---------------------------------------------------------------- on disk
