@@ -98,14 +98,14 @@ def replan_for_load(
             raise _does_not_fit(spec, profile, here, "an export with --quant")
         here = _resized(spec, here, fitting)
     differences = [
-        f"{word} {getattr(here, key)} here, {getattr(plan, key)} planned for {plan.target}"
+        f"{word} {getattr(here, key)}, not {getattr(plan, key)} as planned for {plan.target}"
         for key, word in (
             ("n_ctx", "context"),
             ("cache_type", "cache"),
             ("threads", "threads"),
             ("isa", "kernels"),
         )
-        if getattr(here, key) != getattr(plan, key)
+        if getattr(here, key) not in (getattr(plan, key), getattr(asked, key))
     ]
     return here, differences
 

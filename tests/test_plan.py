@@ -209,8 +209,8 @@ def test_the_loading_machine_decides_threads_and_kernels_and_says_so():
     here, said = replan_for_load(PLM, plan, replace(BOARD, performance_cores=2, isa="avx2"))
     assert (here.threads, here.isa, here.n_ctx) == (2, "avx2", 4096)
     assert said == [
-        "threads 2 here, 4 planned for Raspberry Pi 5, 4 GB",
-        "kernels avx2 here, neon-dotprod planned for Raspberry Pi 5, 4 GB",
+        "threads 2, not 4 as planned for Raspberry Pi 5, 4 GB",
+        "kernels avx2, not neon-dotprod as planned for Raspberry Pi 5, 4 GB",
     ]
     assert (here.layout, here.quant, here.formats) == (plan.layout, plan.quant, plan.formats)
     assert here.budget.weights == plan.budget.weights
@@ -222,7 +222,7 @@ def test_at_load_the_context_shrinks_unless_it_was_asked_for():
     here, said = replan_for_load(PLM, plan, board(1400))
     assert here.n_ctx < 4096
     assert here.budget.total <= 1400 * MIB
-    assert said == [f"context {here.n_ctx} here, 4096 planned for Raspberry Pi 5, 4 GB"]
+    assert said == [f"context {here.n_ctx}, not 4096 as planned for Raspberry Pi 5, 4 GB"]
     with pytest.raises(DoesNotFit, match="try -c"):
         replan_for_load(PLM, plan, board(1400), Overrides(n_ctx=4096))
     with pytest.raises(DoesNotFit, match="no context and no quantization is small enough"):
@@ -238,7 +238,7 @@ def test_at_load_the_users_word_goes_first():
     here, said = replan_for_load(PLM, plan, BOARD, asked)
     assert (here.n_ctx, here.cache_type, here.threads, here.isa) == (100, "f32", 1, "scalar")
     assert here.budget.cache == 100 * 32 * 576 * 4
-    assert len(said) == 4
+    assert said == []
     with pytest.raises(UsageError, match="context of 0 tokens"):
         replan_for_load(PLM, plan, BOARD, Overrides(n_ctx=0))
 

@@ -92,7 +92,7 @@ def common(
         bool, typer.Option("--offline", help="Take hub models from the local cache only.")
     ] = False,
 ) -> None:
-    """Small MLA language models on consumer GPUs, phones and Raspberry Pis.
+    """Small MLA language models on small machines, with a latent cache.
 
     MODEL is a Hugging Face folder or hub id, a bundle, a .gguf file, or `demo`.
     """

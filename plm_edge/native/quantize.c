@@ -183,11 +183,11 @@ static const struct format Q4_0 = {BLOCK, 18, row_to_q4_0, row_from_q4_0};
 
 static const struct format *format_of(int number) {
     switch (number) {
-        case PLM_F32: return &F32;
-        case PLM_F16: return &F16;
-        case PLM_BF16: return &BF16;
-        case PLM_Q8_0: return &Q8_0;
-        case PLM_Q4_0: return &Q4_0;
+        case GGML_F32: return &F32;
+        case GGML_F16: return &F16;
+        case GGML_BF16: return &BF16;
+        case GGML_Q8_0: return &Q8_0;
+        case GGML_Q4_0: return &Q4_0;
         default: return NULL;
     }
 }

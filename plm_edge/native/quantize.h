@@ -26,7 +26,7 @@
 #define PLM_FORMAT_UNKNOWN SIZE_MAX
 
 /* ggml's numbers */
-enum { PLM_F32 = 0, PLM_F16 = 1, PLM_Q4_0 = 2, PLM_Q8_0 = 8, PLM_BF16 = 30 };
+enum { GGML_F32 = 0, GGML_F16 = 1, GGML_Q4_0 = 2, GGML_Q8_0 = 8, GGML_BF16 = 30 };
 
 PLM_API size_t plm_quantize(int format, const float *x, size_t rows, size_t cols, uint8_t *packed);
 PLM_API size_t plm_dequantize(int format, const uint8_t *packed, size_t rows, size_t cols, float *x);
