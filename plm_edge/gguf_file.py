@@ -35,6 +35,7 @@ _MAX_HEADER = 256 << 20  # bytes; PLM's is 6 million
 _MAX_KEY = 65_535  # bytes, from the format's description
 _MAX_NAME = 63  # bytes: GGML_MAX_NAME less the closing NUL
 _MAX_DIMS = 4
+_MIN_ALIGNMENT = 8  # from the format's description; the kernels read floats where they lie
 _MAX_ALIGNMENT = 1 << 16
 _MIN_KEY_BYTES = 8 + 1 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8
@@ -157,9 +158,10 @@ class _Reader:
 
     def _alignment(self, metadata: dict[str, Any]) -> int:
         value = metadata.get("general.alignment", 32)
-        valid = type(value) is int and 0 < value <= _MAX_ALIGNMENT and value & (value - 1) == 0
-        if not valid:
-            raise self._error(f"general.alignment must be a power of two, found {short(value)}")
+        sized = type(value) is int and _MIN_ALIGNMENT <= value <= _MAX_ALIGNMENT
+        if not sized or value & (value - 1):
+            least = f"{_MIN_ALIGNMENT} or a higher power of two"
+            raise self._error(f"general.alignment must be {least}, found {short(value)}")
         return int(value)
 
     def _tensor(self) -> tuple[str, list[int], int, int]:

@@ -205,6 +205,7 @@ FAULTS: dict[str, tuple[bytes, type[PlmEdgeError], str]] = {
     "character in two words": (words(2, text(b"\xc3") + text(b"\xa9")), FileFormatError, "UTF-8"),
     "alignment 0": (aligned(bytes(4)), FileFormatError, "power of two, found 0"),
     "alignment 3": (aligned(struct.pack("<I", 3)), FileFormatError, "power of two, found 3"),
+    "alignment 2": (aligned(struct.pack("<I", 2)), FileFormatError, "8 or a higher power of two"),
     "alignment 2^31": (aligned(struct.pack("<I", 1 << 31)), FileFormatError, "power of two"),
     "alignment is text": (aligned(text("32"), STRING), FileFormatError, "power of two"),
     "alignment is true": (aligned(b"\1", BOOL), FileFormatError, "power of two"),
