@@ -107,7 +107,7 @@ def test_shapes_have_a_token_for_most_rows():
         assert 256 + shape.merges + 3 <= shape.spec.vocab
     plm = SHAPES["plm-1.8b"]
     values = sum(int(np.prod(info.shape)) for info in tensor_table(plm.spec).values())
-    assert values == 1_825_458_176  # DESIGN's number, from the size of the published checkpoint
+    assert values == 1_825_458_176  # of the published checkpoint, by its size
     assert 256 + plm.merges + 3 == 151_646
 
 
