@@ -243,7 +243,9 @@ def test_vectors_agree(name, cols):
 def test_widen_knows_every_half(name):
     halves = np.arange(65536, dtype=np.uint16)
     got = Primitives(name).widen(halves)
-    np.testing.assert_array_equal(got, halves.view(np.float16).astype(np.float32))
+    with np.errstate(invalid="ignore"):  # ARM flags a signaling NaN that becomes a quiet one
+        want = halves.view(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(got, want)
 
 
 # ---- the edges ----
