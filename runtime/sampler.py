@@ -38,7 +38,7 @@ class Sampler:
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
-    repeat_penalty: float = 1.0
+    repeat_penalty: float = 1.1
     seed: int | None = None
     _draws: np.random.Generator = field(init=False, repr=False, compare=False)
 

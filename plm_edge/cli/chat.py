@@ -45,7 +45,7 @@ def command(
     top_k: Annotated[int | None, typer.Option(help="0: off.  [default: 40]")] = None,
     top_p: Annotated[float | None, typer.Option(help="1: off.  [default: 0.95]")] = None,
     min_p: Annotated[float | None, typer.Option(help="0: off.  [default: 0.05]")] = None,
-    repeat_penalty: Annotated[float | None, typer.Option(help="1: off.  [default: 1]")] = None,
+    repeat_penalty: Annotated[float | None, typer.Option(help="1: off.  [default: 1.1]")] = None,
     seed: Annotated[
         int | None, typer.Option("-s", "--seed", help="Same seed, same text; -1: a new one.")
     ] = None,
