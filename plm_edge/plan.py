@@ -18,7 +18,7 @@ from plm_edge.layouts import data_bytes, file_tensors
 from plm_edge.planned import Budget, Plan, mib
 from plm_edge.quant_plan import choose_formats
 from plm_edge.spec import ModelSpec
-from plm_edge.workspace import PREFILL_CHUNK, workspace_bytes
+from plm_edge.workspace import MAX_THREADS, PREFILL_CHUNK, workspace_bytes
 
 __all__ = ["Budget", "Overrides", "Plan", "make_plan", "plan_of_file", "replan_for_load"]
 
@@ -143,9 +143,10 @@ def _fit(
     n_ctx = asked.n_ctx if asked.n_ctx is not None else spec.n_ctx_train
     if not 1 <= n_ctx <= spec.n_ctx_train:
         raise UsageError(f"context of {n_ctx} tokens, expected 1..{spec.n_ctx_train} (as trained)")
-    threads = asked.threads if asked.threads is not None else profile.performance_cores
-    if threads < 1:
-        raise UsageError(f"{threads} threads, expected 1 or more")
+    cores = min(profile.performance_cores, MAX_THREADS)
+    threads = cores if asked.threads is None else asked.threads
+    if not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"{threads} threads, expected 1..{MAX_THREADS}")
     if asked.isa is not None and asked.isa not in ISAS:
         raise UsageError(f"unknown kernel set {asked.isa!r}, expected one of {', '.join(ISAS)}")
     plan = Plan(

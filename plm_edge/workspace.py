@@ -13,6 +13,7 @@ from plm_edge.spec import ModelSpec
 
 PREFILL_CHUNK = 256  # tokens that pass the layers together
 HEAD_ROWS = 8  # tokens whose logits are computed together
+MAX_THREADS = 256  # of a session
 _BYTES = {"f4": 4, "i4": 4, "i2": 2, "u1": 1}
 
 

@@ -21,7 +21,7 @@ from plm_edge.native import kernels as native
 from plm_edge.runtime import session_file
 from plm_edge.runtime.model import Model
 from plm_edge.runtime.recorder import KernelRecorder, MappedWeight
-from plm_edge.workspace import HEAD_ROWS, PREFILL_CHUNK, Buffer, workspace
+from plm_edge.workspace import HEAD_ROWS, MAX_THREADS, PREFILL_CHUNK, Buffer, workspace
 
 Logits = NDArray[np.float32]
 ALL_LOGITS_BYTES = 2**30  # prefill(all_logits=True) refuses more than 1 GiB of logits
@@ -284,5 +284,5 @@ def _allocate(wanted: list[Buffer]) -> dict[str, NDArray[Any]]:
 def _check_counts(n_ctx: int, threads: int) -> None:
     if n_ctx < 1:
         raise UsageError(f"expected a context of at least 1 token, found {n_ctx}")
-    if not 1 <= threads <= 256:
-        raise UsageError(f"expected 1 to 256 threads, found {threads}")
+    if not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"expected 1 to {MAX_THREADS} threads, found {threads}")

@@ -121,6 +121,8 @@ def test_usage_errors(inside: Run, arguments: list[str]) -> None:
         (["chat", "{bundle}", "-p", "a", "-ctk", "q3"], 2, "q3"),
         (["chat", "{bundle}", "-p", "a", "--isa", "mmx"], 2, "mmx"),
         (["chat", "{bundle}", "-p", "a", "-t", "0"], 2, "0 threads"),
+        (["chat", "{bundle}", "-p", "a", "-t", "257"], 2, "257 threads"),
+        (["plan", "{bundle}", "--target", "rpi", "-t", "100000"], 2, "100000 threads"),
         (["chat", "{bundle}", "-p", "a", "--backend", "magic"], 6, "magic"),
         (["chat", "{bundle}", "-p", "{long}"], 5, "the context holds 128 tokens"),
         (["chat", "{bundle}", "--load", "none.json"], 4, "cannot read none.json"),

@@ -125,7 +125,8 @@ def test_does_not_fit_offers_both_changes_when_one_is_not_enough():
     [
         ({"n_ctx": 0}, UsageError, "context of 0 tokens, expected 1..4096"),
         ({"n_ctx": 10**9}, UsageError, "expected 1..4096"),
-        ({"threads": 0}, UsageError, "0 threads, expected 1 or more"),
+        ({"threads": 0}, UsageError, "0 threads, expected 1..256"),
+        ({"threads": 257}, UsageError, "257 threads, expected 1..256"),
         ({"isa": "mmx"}, UsageError, "unknown kernel set 'mmx', expected one of scalar"),
         ({"cache_type": "q3"}, UsageError, "cache type 'q3', expected one of f16"),
         ({"quant": "Q9"}, UnsupportedError, "found 'Q9'"),
@@ -250,6 +251,11 @@ def test_a_file_without_a_plan_is_planned_for_this_machine():
     assert replan_for_load(PLM, bare, SMALL)[0].budget.weights == exported.budget.weights
     with pytest.raises(DoesNotFit, match="Board leaves 900 MiB"):
         replan_for_load(PLM, bare, board(900))
+
+
+def test_a_machine_of_many_cores_uses_as_many_threads_as_a_session_may_have():
+    large = replace(BOARD, performance_cores=300)
+    assert make_plan(PLM, large, quant="Q4_0", n_ctx=64).threads == 256
 
 
 def test_the_sum_of_a_budget_counts_every_part():

@@ -366,6 +366,8 @@ def test_a_session_that_cannot_be_is_refused(bundle_of: Bundles) -> None:
             session.model.session(isa="avx9")
         with pytest.raises(UsageError, match="at least 1 token, found 0"):
             session.model.session(n_ctx=0)
+        with pytest.raises(UsageError, match="1 to 256 threads, found 257"):
+            session.model.session(threads=257)
 
 
 # ---------------------------------------------------------------- on disk
