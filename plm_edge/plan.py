@@ -42,6 +42,7 @@ class Overrides:
     cache_type: str | None = None
     threads: int | None = None
     isa: str | None = None
+    beyond_trained: bool = False  # a context above the trained one is the user's wish
 
 
 def cache_layout(spec: ModelSpec, cache_type: str) -> CacheLayout:
@@ -90,6 +91,7 @@ def replan_for_load(
         cache_type=plan.cache_type if asked.cache_type is None else asked.cache_type,
         threads=asked.threads,
         isa=asked.isa,
+        beyond_trained=asked.beyond_trained,
     )
     here = _fit(spec, profile, plan.layout, plan.quant, plan.formats, plan.budget.weights, merged)
     if here.budget.total > profile.usable_bytes:
@@ -141,7 +143,7 @@ def _fit(
 ) -> Plan:
     """The plan as asked, the trained context if none is; it may be larger than the device."""
     n_ctx = asked.n_ctx if asked.n_ctx is not None else spec.n_ctx_train
-    if not 1 <= n_ctx <= spec.n_ctx_train:
+    if n_ctx < 1 or (n_ctx > spec.n_ctx_train and not asked.beyond_trained):
         raise UsageError(f"context of {n_ctx} tokens, expected 1..{spec.n_ctx_train} (as trained)")
     cores = min(profile.performance_cores, MAX_THREADS)
     threads = cores if asked.threads is None else asked.threads
@@ -235,7 +237,7 @@ def _does_not_fit(
     if context:
         cures.append(f"-c {context}")
     smallest = QUANTS[-1]
-    asked = Overrides(plan.n_ctx, plan.cache_type, plan.threads)
+    asked = Overrides(plan.n_ctx, plan.cache_type, plan.threads, beyond_trained=True)
     smaller = _plan(spec, profile, smallest, plan.layout, asked)
     if smaller.budget.weights < plan.budget.weights:
         if smaller.budget.total <= profile.usable_bytes:

@@ -24,11 +24,13 @@ def load(
     n_ctx: int | None = None,
     cache_type: str | None = None,
     isa: str | None = None,
+    force: bool = False,
 ) -> Session:
     """A session on a bundle folder or a .gguf file (layout `latent` or `plm`).
 
     What is not given comes from the bundle's plan, or from this machine where they differ: each
-    difference is a line on stderr. Raises FileFormatError, DoesNotFit, UsageError.
+    difference is a line on stderr. force allows an `n_ctx` above the trained context, if it fits.
+    Raises FileFormatError, DoesNotFit, UsageError.
     """
     if backend not in BACKENDS:
         raise UnsupportedError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
@@ -43,7 +45,7 @@ def load(
             exported
             or plan_of_file(model.spec, profile, model.layout.name, formats, model.weight_bytes),
             profile,
-            Overrides(n_ctx, cache_type, threads, isa),
+            Overrides(n_ctx, cache_type, threads, isa, beyond_trained=force),
         )
         if exported is not None and exported.target != profile.name:
             for line in differences:

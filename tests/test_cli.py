@@ -18,7 +18,7 @@ from tiny import TINY_SHAPES, write_tiny_checkpoint
 import plm_edge
 from plm_edge.cli import app
 from plm_edge.cli.chat import DEMO_PROMPT, stats_line
-from plm_edge.errors import FileFormatError
+from plm_edge.errors import FileFormatError, UsageError
 from plm_edge.runtime.chat import ChatStats
 
 PROGRAM = str(Path(sys.executable).with_name("plm-edge"))
@@ -117,6 +117,7 @@ def test_usage_errors(inside: Run, arguments: list[str]) -> None:
         (["chat", "{bundle}", "-p", "a", "-n", "0"], 2, "max_tokens must be"),
         (["chat", "{bundle}", "-p", "a", "--stop", ""], 2, "stop must hold"),
         (["chat", "{bundle}", "-p", "a", "-c", "129"], 2, "trained for; use fewer, or --force"),
+        (["chat", "{bundle}", "-p", "a", "-c", "1000000000", "--force"], 5, "host leaves"),
         (["chat", "{bundle}", "-p", "a", "-c", "0"], 2, "context of 0"),
         (["chat", "{bundle}", "-p", "a", "-ctk", "q3"], 2, "q3"),
         (["chat", "{bundle}", "-p", "a", "--isa", "mmx"], 2, "mmx"),
@@ -222,6 +223,10 @@ def test_load_takes_what_chat_takes(
     (cached,) = (tmp_path / "plm-edge").iterdir()
     with plm_edge.load(cached) as session:
         assert session.n_ctx == 128
+    with plm_edge.load(cached, n_ctx=200, force=True) as session:
+        assert session.n_ctx == 200
+    with pytest.raises(UsageError, match="200 tokens"):
+        plm_edge.load(cached, n_ctx=200)
 
 
 def test_bytes_that_are_no_text_are_answered(run: Run, bundle_of: Bundles) -> None:

@@ -244,6 +244,21 @@ def test_at_load_the_users_word_goes_first():
         replan_for_load(PLM, plan, BOARD, Overrides(n_ctx=0))
 
 
+def test_force_lifts_the_trained_context_but_not_the_memory():
+    plan = make_plan(PLM, BOARD, quant="Q4_0")
+    with pytest.raises(UsageError, match=r"context of 5000 tokens, expected 1\.\.4096"):
+        replan_for_load(PLM, plan, BOARD, Overrides(n_ctx=5000))
+    here, said = replan_for_load(PLM, plan, BOARD, Overrides(n_ctx=5000, beyond_trained=True))
+    assert (here.n_ctx, here.budget.cache, said) == (5000, 5000 * 32 * 1152, [])
+    with pytest.raises(DoesNotFit, match=r"context of 5000 needs .*: try -c \d+$"):
+        replan_for_load(PLM, plan, board(1400), Overrides(n_ctx=5000, beyond_trained=True))
+    with pytest.raises(UsageError, match="context of 0 tokens"):
+        replan_for_load(PLM, plan, BOARD, Overrides(n_ctx=0, beyond_trained=True))
+    wide = make_plan(PLM, board(9000), quant="F16")
+    with pytest.raises(DoesNotFit, match="an export with --quant Q4_0"):
+        replan_for_load(PLM, wide, board(1500), Overrides(n_ctx=5000, beyond_trained=True))
+
+
 def test_a_file_without_a_plan_is_planned_for_this_machine():
     exported = make_plan(PLM, BOARD, quant="Q4_0", layout="plm")
     bare = plan_of_file(PLM, SMALL, "plm", exported.formats, exported.budget.weights)

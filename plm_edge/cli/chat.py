@@ -122,15 +122,12 @@ def open_session(
     path = prepare(model, progress, offline)
     progress.done()
     trained = spec_of(path).n_ctx_train
-    if n_ctx is None or n_ctx <= trained:
-        return runtime.load(path, backend, threads, n_ctx, cache_type, isa)
-    if not force:
+    if n_ctx is not None and n_ctx > trained and not force:
         raise UsageError(
             f"-c {n_ctx} is more than the {trained} tokens the model was trained for; "
             "use fewer, or --force"
         )
-    with runtime.load(path, backend, threads, None, cache_type, isa) as session:
-        return session.model.session(n_ctx, session.cache_type, session.threads, isa)
+    return runtime.load(path, backend, threads, n_ctx, cache_type, isa, force)
 
 
 def _answer(talk: Conversation, session: Session, question: str) -> None:

@@ -29,14 +29,16 @@ def load(
     n_ctx: int | None = None,
     cache_type: str | None = None,
     isa: str | None = None,
+    force: bool = False,
 ) -> Session:
     """A session on a model: a bundle, a .gguf file, a Hugging Face folder or hub id, or `demo`.
 
     What is no bundle and no .gguf file is exported for this machine first, into the cache folder.
+    force allows an `n_ctx` above the trained context.
     """
     from plm_edge import runtime
 
-    return runtime.load(prepare(str(path)), backend, threads, n_ctx, cache_type, isa)
+    return runtime.load(prepare(str(path)), backend, threads, n_ctx, cache_type, isa, force)
 
 
 def prepare(model: str, progress: Progress | None = None, offline: bool = False) -> Path:
