@@ -28,9 +28,9 @@ def load(
 ) -> Session:
     """A session on a bundle folder or a .gguf file (layout `latent` or `plm`).
 
-    What is not given comes from the bundle's plan, or from this machine where they differ: each
-    difference is a line on stderr. force allows an `n_ctx` above the trained context, if it fits.
-    Raises FileFormatError, DoesNotFit, UsageError.
+    What is not given comes from the bundle's plan (for a bare file: from its own formats), or from
+    this machine where they differ: each difference is a line on stderr. force allows an `n_ctx`
+    above the trained context, if it fits. Raises FileFormatError, DoesNotFit, UsageError.
     """
     if backend not in BACKENDS:
         raise UnsupportedError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
@@ -47,9 +47,8 @@ def load(
             profile,
             Overrides(n_ctx, cache_type, threads, isa, beyond_trained=force),
         )
-        if exported is not None and exported.target != profile.name:
-            for line in differences:
-                print(f"plm-edge: {line}", file=sys.stderr)
+        for line in differences:
+            print(f"plm-edge: {line}", file=sys.stderr)
         return model.session(plan.n_ctx, cast(CacheType, plan.cache_type), plan.threads, isa)
     except BaseException:
         model.close()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 from dataclasses import replace
 
 import pytest
+from tiny import TINY_SHAPES, write_tiny_checkpoint
 
 from plm_edge import devices
 from plm_edge.bundle import read_bundle
 from plm_edge.cache_layout import CacheLayout
 from plm_edge.errors import DoesNotFit, FileFormatError, UnsupportedError, UsageError
+from plm_edge.exporters import export
 from plm_edge.layouts import data_bytes, file_tensors
 from plm_edge.plan import Budget, Overrides, Plan, make_plan, plan_of_file, replan_for_load
 from plm_edge.quant_plan import choose_formats
@@ -242,6 +245,20 @@ def test_at_load_the_users_word_goes_first():
     assert said == []
     with pytest.raises(UsageError, match="context of 0 tokens"):
         replan_for_load(PLM, plan, BOARD, Overrides(n_ctx=0))
+
+
+@pytest.mark.parametrize("inside", ["", "model.gguf"])
+def test_a_context_shortened_for_memory_is_said(inside, tmp_path, monkeypatch, capsys):
+    spec = replace(TINY_SHAPES["plain"], n_ctx_train=1 << 20)
+    export(str(write_tiny_checkpoint(tmp_path / "hf", spec)), out=tmp_path / "made", quant="F32")
+    lean = replace(devices.detect(), usable_bytes=100 * MIB)
+    monkeypatch.setattr(sys.modules["plm_edge.runtime.load"], "detect", lambda: lean)
+    with load(tmp_path / "made" / inside) as session:
+        assert session.n_ctx < 1 << 20
+        said = f"plm-edge: context {session.n_ctx}, not 1048576 as planned for host\n"
+        assert capsys.readouterr().err == said
+    with load(tmp_path / "made" / inside, n_ctx=64):
+        assert capsys.readouterr().err == ""
 
 
 def test_force_lifts_the_trained_context_but_not_the_memory():
