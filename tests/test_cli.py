@@ -20,6 +20,8 @@ from plm_edge.cli import app
 from plm_edge.cli.chat import DEMO_PROMPT, stats_line
 from plm_edge.errors import FileFormatError, UsageError
 from plm_edge.runtime.chat import ChatStats
+from plm_edge.runtime.conversation import Conversation
+from plm_edge.runtime.sampler import Sampler
 
 PROGRAM = str(Path(sys.executable).with_name("plm-edge"))
 
@@ -189,6 +191,16 @@ def test_a_folder_is_exported_once_into_the_cache(
     write_tiny_checkpoint(folder, TINY_SHAPES["plain"], seed=1)
     assert "for this machine: " in run("chat", folder, "-p", "a", "-n", 1).err
     assert len(list((tmp_path / ".cache/plm-edge").iterdir())) == 2
+
+
+def test_minus_one_unsets_what_was_saved(inside: Run, bundle_of: Bundles, tmp_path: Path) -> None:
+    talk = Conversation(sampler=Sampler(seed=123), max_tokens=2)
+    talk.save(tmp_path / "talk.json")
+    chat = ("chat", bundle_of("plain"), "-p", "a", "--load", "talk.json", "--temp", 0)
+    assert "answer 2 tokens; " in inside(*chat).err
+    assert "seed 123; length]" in inside(*chat).err
+    assert "answer 2 tokens; " not in inside(*chat, "-n", -1).err
+    assert "seed 123; " not in inside(*chat, "-s", -1).err
 
 
 def test_each_line_of_stdin_is_a_turn(run: Run, bundle_of: Bundles) -> None:

@@ -66,8 +66,8 @@ def command(
         "top_p": top_p,
         "min_p": min_p,
         "repeat_penalty": repeat_penalty,
-        "seed": None if seed == -1 else seed,
-        "max_tokens": None if predict == -1 else predict,
+        "seed": seed,
+        "max_tokens": predict,
     }
     talk = conversation(saved, settings, tuple(stop or ()), system)
     question = _whole_stdin() if prompt == "-" else prompt
@@ -95,7 +95,8 @@ def conversation(
     talk = Conversation.load(saved) if saved is not None else Conversation()
     for name, value in settings.items():
         if value is not None:
-            talk.set(name, value)
+            unset = value == -1 and name in ("seed", "max_tokens")
+            talk.set(name, None if unset else value)
     if stop:
         talk.stop = check_stops(stop)
     if system is not None:
