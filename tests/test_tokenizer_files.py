@@ -156,6 +156,18 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
         "added token 700 in tokenizer.json too",
     ),
     "template a number": ({"tokenizer_config": {"chat_template": 1}}, "chat_template to be text"),
+    "template named by a list": (
+        {"tokenizer_config": {"chat_template": [{"name": ["default"], "template": "T"}]}},
+        "a list of named templates",
+    ),
+    "template named by an object": (
+        {"tokenizer_config": {"chat_template": [{"name": {}, "template": "T"}]}},
+        "a list of named templates",
+    ),
+    "templates without names": (
+        {"tokenizer_config": {"chat_template": ["T"]}},
+        "a list of named templates",
+    ),
     "added tokens a list": (
         {"tokenizer_config": {"added_tokens_decoder": [1]}},
         "added_tokens_decoder, an object",

@@ -243,8 +243,9 @@ def _template(folder: Path, path: Path, config: dict[str, Any]) -> str | None:
         return own_file.decode("utf-8", "replace")
     found = config.get("chat_template")
     if isinstance(found, list):
-        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-        found = named.get("default")
+        if not all(isinstance(t, dict) and isinstance(t.get("name"), str) for t in found):
+            _refuse(path, "chat_template to be text or a list of named templates", found)
+        found = {t["name"]: t.get("template") for t in found}.get("default")
     if found is not None and not isinstance(found, str):
         _refuse(path, "chat_template to be text", found)
     return found
