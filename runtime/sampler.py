@@ -59,7 +59,7 @@ class Sampler:
         if not math.isfinite(top):  # max() hands on a NaN
             raise NumericalError(
                 f"expected finite logits, found {top}; weights or cache are damaged: "
-                "check the model with plm-edge verify"
+                "download or export the model again"
             )
         if self.repeat_penalty != 1.0:
             logits = penalized(logits, recent_ids, self.repeat_penalty)
