@@ -12,6 +12,7 @@ their texts are copied in one piece and decoded when looked at.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import mmap
 import os
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm_edge.checkpoint.files import open_regular, refuse_lfs_pointer
-from plm_edge.errors import FileFormatError, UnsupportedError, short
+from plm_edge.errors import FileFormatError, UnsupportedError, UsageError, short
 from plm_edge.ggml_types import ggml_type
 from plm_edge.tokenizer.strings import StringArray
 
@@ -99,14 +100,21 @@ class GgufFile:
 
     def data(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor, (nbytes,) read-only, a view of the mapped file."""
-        if self._mapped is None:
-            raise ValueError(f"{self.path.name} was closed")
         tensor = self.tensors[name]
-        return self._mapped[tensor.offset : tensor.offset + tensor.nbytes]
+        return self._bytes()[tensor.offset : tensor.offset + tensor.nbytes]
+
+    def sha256(self) -> str:
+        """Of the whole file as it is mapped, hex."""
+        return hashlib.sha256(self._bytes().data).hexdigest()
 
     def close(self) -> None:
         """Let go of the file; it stays mapped for as long as a view of `data` is alive."""
         self._mapped = None
+
+    def _bytes(self) -> NDArray[np.uint8]:
+        if self._mapped is None:
+            raise UsageError(f"expected {self.path.name} open, found it closed; load it again")
+        return self._mapped
 
 
 class _Reader:

@@ -8,16 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm_edge.arrangements import TILE, arranged_bytes, restore
-from plm_edge.errors import FileFormatError, UsageError
-from plm_edge.formats import FORMATS, dequantize
-from plm_edge.gguf_file import GgufFile, GgufTensor
+from plm_edge.errors import UsageError
+from plm_edge.formats import dequantize
+from plm_edge.gguf_file import GgufFile
 from plm_edge.gguf_spec import spec_from_gguf
-from plm_edge.layouts import LAYOUTS, FileTensor, Layout, file_tensors
+from plm_edge.gguf_tensors import tensors_of
+from plm_edge.layouts import FileTensor
 from plm_edge.tensors import tensor_table
 
 Float32 = NDArray[np.float32]
-
-_FORMAT_OF_TYPE = {fmt.ggml_type: fmt.name for fmt in FORMATS.values()}
 
 
 class GgufWeights:
@@ -27,21 +26,12 @@ class GgufWeights:
         file = GgufFile.open(path)
         try:
             self.spec = spec_from_gguf(file)
-            arch = file.metadata["general.architecture"]
-            layout = next(layout for layout in LAYOUTS.values() if layout.arch == arch)
-            stored = {name: _tensor(file, layout, name) for name in tensor_table(self.spec)}
+            _, self._tensors = tensors_of(file, self.spec)
+            stored = {name: file.tensors[t.file_name] for name, t in self._tensors.items()}
         finally:
             file.close()
-        formats = {name: _FORMAT_OF_TYPE[tensor.ggml_type] for name, tensor in stored.items()}
         self._path = path
         self._offsets = {name: tensor.offset for name, tensor in stored.items()}
-        self._tensors = {t.name: t for t in file_tensors(layout.name, self.spec, formats)}
-        for name, tensor in self._tensors.items():
-            if stored[name].nbytes != tensor.nbytes:
-                raise FileFormatError(
-                    f"{path.name}: {name} has {stored[name].nbytes} bytes, expected "
-                    f"{tensor.nbytes}; export the model again"
-                )
 
     def read(self, name: str) -> Float32:
         """A whole tensor in its shape: (n,) or (rows, cols)."""
@@ -60,17 +50,6 @@ class GgufWeights:
         data = np.fromfile(self._path, np.uint8, end - begin, offset=place)
         packed = restore(tensor.arrangement, tensor.format, data, last - first, tensor.cols)
         return dequantize(tensor.format, packed[start - first : stop - first], tensor.cols)
-
-
-def _tensor(file: GgufFile, layout: Layout, name: str) -> GgufTensor:
-    tensor = file.tensors.get(layout.file_name(name))
-    if tensor is None or tensor.ggml_type not in _FORMAT_OF_TYPE:
-        found = "none" if tensor is None else f"ggml type {tensor.ggml_type}"
-        raise FileFormatError(
-            f"{file.path.name}: expected {layout.file_name(name)} in a format of "
-            f"{', '.join(FORMATS)}, found {found}"
-        )
-    return tensor
 
 
 def _whole_pieces(tensor: FileTensor, start: int, stop: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from plm_edge.arrangements import padded_shape
 from plm_edge.errors import UnsupportedError
 from plm_edge.formats import format_of
+from plm_edge.gguf_spec import LATENT_ARCH, PLM_ARCH
 from plm_edge.spec import ModelSpec
 from plm_edge.tensors import tensor_table
 
@@ -44,11 +45,11 @@ _TILED = ("token_embd", "output", "attn_q", "attn_kv_a_mqa", "attn_output", "ffn
 LAYOUTS = {
     "latent": Layout(
         "latent",
-        "plm-edge-latent",
+        LATENT_ARCH,
         64,
         {**dict.fromkeys(_TILED, "tile16x4"), "ffn_down": "group32"},
     ),
-    "plm": Layout("plm", "plm", 32, {}),
+    "plm": Layout("plm", PLM_ARCH, 32, {}),
 }
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from plm_edge.cache_layout import CacheType
-from plm_edge.kinds.mla import softmax_scale
 from plm_edge.kinds.recorder import CacheRows
 from plm_edge.native import kernels as native
 from plm_edge.spec import ModelSpec
@@ -28,22 +27,6 @@ class MappedWeight:
     format: str
     arrangement: str
 
-    @property
-    def address(self) -> int:
-        """Of its first byte."""
-        return int(self.data.ctypes.data)
-
-    @property
-    def matrix(self) -> native.Matrix:
-        """As the kernels take it."""
-        return native.Matrix(
-            self.address,
-            self.rows,
-            self.cols,
-            native.FORMAT_CODES[self.format],
-            native.ARRANGEMENT_CODES[self.arrangement],
-        )
-
 
 @dataclass
 class KernelRecorder:
@@ -57,7 +40,7 @@ class KernelRecorder:
     one_token: bool
     expanded: bool
     ops: list[native.Op] = field(default_factory=list)
-    kept: list[ctypes.Structure] = field(default_factory=list)  # arguments outlive the recording
+    kept: list[object] = field(default_factory=list)  # what the ops point at outlives the recording
 
     def _add(self, name: str, args: ctypes.Structure) -> None:
         self.kept.append(args)
@@ -71,19 +54,32 @@ class KernelRecorder:
         packed = (self._at(p) if p in self.buffers else None for p in parts)
         return native.Vectors(self._at(name), *packed)
 
+    def _address(self, weight: MappedWeight) -> int:
+        self.kept.append(weight.data)
+        return int(weight.data.ctypes.data)
+
+    def _matrix(self, weight: MappedWeight) -> native.Matrix:
+        return native.Matrix(
+            self._address(weight),
+            weight.rows,
+            weight.cols,
+            native.FORMAT_CODES[weight.format],
+            native.ARRANGEMENT_CODES[weight.arrangement],
+        )
+
     def _head(self) -> tuple[int, Any]:
         return self.isa, ctypes.pointer(self.step)
 
     def embed(self, weight: MappedWeight, ids: str, y: str) -> None:
         """Y (T, cols) = the rows of weight that `ids` (T,) name."""
-        args = native.Embed(*self._head(), weight.matrix, self._at(ids), self._at(y))
+        args = native.Embed(*self._head(), self._matrix(weight), self._at(ids), self._at(y))
         self._add("embed", args)
 
     def norm(self, x: str, weight: MappedWeight, y: str, *, eps: float | None = None) -> None:
         """See kinds.recorder.Recorder; so for every method below."""
         at, eps = self._vectors(y), self.spec.eps if eps is None else eps
         args = native.Norm(
-            *self._head(), self._at(x), weight.address, self._at(y), at, weight.cols, eps
+            *self._head(), self._at(x), self._address(weight), self._at(y), at, weight.cols, eps
         )
         self._add("norm", args)
 
@@ -93,7 +89,9 @@ class KernelRecorder:
         self._add("pack", args)
 
     def product(self, weight: MappedWeight, x: str, y: str, *, add: bool = False) -> None:
-        args = native.Product(*self._head(), weight.matrix, self._vectors(x), self._at(y), add)
+        args = native.Product(
+            *self._head(), self._matrix(weight), self._vectors(x), self._at(y), add
+        )
         self._add("product", args)
 
     def rotate(self, q: str) -> None:
@@ -106,7 +104,7 @@ class KernelRecorder:
         args = native.Remember(
             ctypes.pointer(self.step),
             self._at(kv_a),
-            norm.address,
+            self._address(norm),
             self._at("turns"),
             cache.ctypes.data,
             s.rank,
@@ -116,11 +114,11 @@ class KernelRecorder:
         )
         self._add("remember", args)
 
-    def _attention(self, kv_b: MappedWeight, cache: CacheRows) -> native.Attention:
+    def _attention(self, kv_b: MappedWeight, cache: CacheRows, scale: float) -> native.Attention:
         s, scratch = self.spec, self.buffers["scratch"]
         return native.Attention(
             *self._head(),
-            kv_b.matrix,
+            self._matrix(kv_b),
             self._at("q"),
             cache.ctypes.data,
             self._at("q_latent"),
@@ -135,23 +133,25 @@ class KernelRecorder:
             s.rank,
             native.CACHE_CODES[self.cache_type],
             self.buffers["x"].shape[0],
-            softmax_scale(s),
+            scale,
         )
 
-    def absorb(self, kv_b: MappedWeight, cache: CacheRows) -> None:
-        args = self._attention(kv_b, cache)
+    def absorb(self, kv_b: MappedWeight, cache: CacheRows, scale: float) -> None:
+        args = self._attention(kv_b, cache, scale)
         for name in ("absorb", "attend", "unabsorb"):
             self._add(name, args)
 
-    def expand(self, kv_b: MappedWeight, cache: CacheRows) -> None:
-        self._add("expand", self._attention(kv_b, cache))
+    def expand(self, kv_b: MappedWeight, cache: CacheRows, scale: float) -> None:
+        self._add("expand", self._attention(kv_b, cache, scale))
 
     def fire(self, up: MappedWeight, down: MappedWeight, x: str, y: str) -> None:
         fired = self._at("fired")
-        args = native.Fire(*self._head(), up.matrix, down.matrix, self._vectors(x), fired)
+        args = native.Fire(
+            *self._head(), self._matrix(up), self._matrix(down), self._vectors(x), fired
+        )
         self._add("fire", args)
         self._add("gather", native.Gather(fired, self._at(y), self.spec.d_model))
 
     def down(self, down: MappedWeight, units: str, y: str) -> None:
-        args = native.Down(*self._head(), down.matrix, self._at(units), self._at(y))
+        args = native.Down(*self._head(), self._matrix(down), self._at(units), self._at(y))
         self._add("down", args)

@@ -197,7 +197,7 @@ class Session:
         k.embed(self.model.weights["token_embd.weight"], "ids", "x")
         for i in range(self.spec.layers):
             w: dict[str, MappedWeight] = dict(self.model.layer(i))
-            self._attention.record(k, w, self._cache[i])
+            self._attention.record(k, w, self._cache[i], self.spec)
             self._ffn.record(k, w)
         return k
 

@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 from mutations import mutate
 
-from plm_edge.errors import FileFormatError, OutputError, PlmEdgeError, UnsupportedError
+from plm_edge.errors import (
+    FileFormatError,
+    OutputError,
+    PlmEdgeError,
+    UnsupportedError,
+    UsageError,
+)
 from plm_edge.ggml_types import GGML_TYPES
 from plm_edge.gguf_file import GgufFile
 from plm_edge.tokenizer.strings import StringArray
@@ -99,7 +105,7 @@ def test_a_good_file(tmp_path: Path) -> None:
         view[0] = 1
     file.close()
     assert view[47] == 47  # the view keeps the mapping
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(UsageError, match="closed"):
         file.data("x")
     open_bytes(tmp_path, build(version=2)).close()
     open_bytes(tmp_path, build(tensors=[], data=b"")).close()  # a vocabulary alone

@@ -64,6 +64,6 @@ def test_a_file_of_another_format_is_refused_by_name(tmp_path):
     assert data[at : at + 4] == bytes(4)  # F32
     path.write_bytes(data[:at] + (26).to_bytes(4, "little") + data[at + 4 :])  # I32
     with pytest.raises(
-        FileFormatError, match=r"blk\.0\.ffn_up\.weight in a format of F32.*type 26"
+        FileFormatError, match=r"blk\.0\.ffn_up\.weight as F32, F16.*type 26"
     ):
         GgufWeights(path)

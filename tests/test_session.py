@@ -341,6 +341,14 @@ def test_a_busy_session_looks_at_nothing_else(bundle_of: Bundles) -> None:
         session.prefill([1] * 8)  # still open
 
 
+def test_a_session_outlives_its_closed_model(bundle_of: Bundles) -> None:
+    with load(bundle_of("plain")) as session:
+        want = session.prefill([1, 2, 3])
+        session.model.close()
+        session.reset()
+        assert np.array_equal(session.prefill([1, 2, 3]), want)
+
+
 def test_a_closed_session_says_so(bundle_of: Bundles) -> None:
     session = load(bundle_of("plain"))
     session.close()

@@ -140,7 +140,7 @@ def absorbed(x: Array, w: Mapping[str, Array], spec: ModelSpec) -> Float64:
 # ---------------------------------------------------------------- kernel order
 
 
-def record(k: Recorder, w: Mapping[str, Weight], cache: CacheRows) -> None:
+def record(k: Recorder, w: Mapping[str, Weight], cache: CacheRows, spec: ModelSpec) -> None:
     """One layer's attention as a list of kernels: x += W_o . attention(norm(x)).
 
     Names in quotes are buffers of the workspace; `w` maps "attn_q" and so on to this layer's
@@ -151,10 +151,8 @@ def record(k: Recorder, w: Mapping[str, Weight], cache: CacheRows) -> None:
     k.product(w["attn_kv_a_mqa"], "h", "kv_a")
     k.rotate("q")
     k.remember("kv_a", w["attn_kv_a_norm"], cache)
-    if k.expanded:
-        k.expand(w["attn_kv_b"], cache)
-    else:
-        k.absorb(w["attn_kv_b"], cache)
+    attend = k.expand if k.expanded else k.absorb
+    attend(w["attn_kv_b"], cache, softmax_scale(spec))
     k.pack("heads")
     k.product(w["attn_output"], "heads", "x", add=True)
 

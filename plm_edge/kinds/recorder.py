@@ -18,7 +18,7 @@ class Weight(Protocol):
         """Of its numbers: rows, tile16x4 or group32."""
 
 
-CacheRows = NDArray[Any]  # one layer's cache (n_ctx, rank + rope), f16 or f32
+CacheRows = NDArray[Any]  # one layer's cache (n_ctx, row), as plm_edge/cache_layout.py stores it
 
 
 class Recorder(Protocol):
@@ -42,10 +42,10 @@ class Recorder(Protocol):
     def remember(self, kv_a: str, norm: Weight, cache: CacheRows) -> None:
         """Append T rows to the cache: the normed latents and turned rope keys of kv_a."""
 
-    def absorb(self, kv_b: Weight, cache: CacheRows) -> None:
+    def absorb(self, kv_b: Weight, cache: CacheRows, scale: float) -> None:
         """Fill "heads" (T, heads * v_head): attention over cached rows, which stay as they are."""
 
-    def expand(self, kv_b: Weight, cache: CacheRows) -> None:
+    def expand(self, kv_b: Weight, cache: CacheRows, scale: float) -> None:
         """The same through a key and a value for every head and row."""
 
     def fire(self, up: Weight, down: Weight, x: str, y: str) -> None:

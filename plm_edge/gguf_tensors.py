@@ -1,0 +1,56 @@
+"""Which tensor of a GGUF file is which weight of the model: checked both ways."""
+
+from __future__ import annotations
+
+from plm_edge.errors import FileFormatError
+from plm_edge.formats import FORMATS
+from plm_edge.gguf_file import GgufFile
+from plm_edge.layouts import LAYOUTS, FileTensor, Layout, file_tensors
+from plm_edge.spec import ModelSpec
+from plm_edge.tensors import TensorInfo, tensor_table
+
+_FORMAT_OF_TYPE = {fmt.ggml_type: fmt.name for fmt in FORMATS.values()}
+
+
+def tensors_of(file: GgufFile, spec: ModelSpec) -> tuple[Layout, dict[str, FileTensor]]:
+    """The file's layout, and canonical name -> how that weight stands in the file.
+
+    Raises FileFormatError for a tensor that is missing, of another shape or format, or too many.
+    """
+    arch = file.metadata["general.architecture"]
+    layout = next(layout for layout in LAYOUTS.values() if layout.arch == arch)
+    table = tensor_table(spec)
+    formats = {name: _format(file, layout, info) for name, info in table.items()}
+    tensors = {tensor.name: tensor for tensor in file_tensors(layout.name, spec, formats)}
+    for tensor in tensors.values():
+        found = file.tensors[tensor.file_name]
+        if tuple(found.shape) != tensor.file_shape or found.nbytes != tensor.nbytes:
+            raise FileFormatError(
+                f"{file.path.name}: expected {tensor.file_name} of shape {tensor.file_shape}, "
+                f"found {tuple(found.shape)}; export the model again"
+            )
+    extra = sorted(set(file.tensors) - {tensor.file_name for tensor in tensors.values()})
+    if extra:
+        raise FileFormatError(
+            f"{file.path.name}: expected the tensors of layout {layout.name}, found also "
+            f"{', '.join(extra[:3])}; export the model again"
+        )
+    return layout, tensors
+
+
+def _format(file: GgufFile, layout: Layout, info: TensorInfo) -> str:
+    """Of the weight's numbers; norms are F32."""
+    name = layout.file_name(info.name)
+    tensor = file.tensors.get(name)
+    if tensor is None:
+        raise FileFormatError(
+            f"{file.path.name}: expected tensor {name}, found none; export the model again"
+        )
+    fmt = _FORMAT_OF_TYPE.get(tensor.ggml_type)
+    if fmt is None or (fmt != "F32" and not info.quantize):
+        wanted = ", ".join(FORMATS) if info.quantize else "F32"
+        raise FileFormatError(
+            f"{file.path.name}: expected {name} as {wanted}, found "
+            f"{fmt or f'ggml type {tensor.ggml_type}'}; export the model again"
+        )
+    return fmt
