@@ -43,6 +43,16 @@ class ChatStats:
     tokens_per_s: float | None = None  # after the first token
     reason: str | None = None  # "stop", "length", "interrupted"; None: still running, or an error
 
+    def __str__(self) -> str:
+        """One line; what was not measured is left out."""
+        parts = [f"prompt {self.prompt_tokens} tokens, {self.cached_tokens} of them cached"]
+        if self.first_token_s is not None:
+            parts.append(f"first after {self.first_token_s:.2f} s")
+        parts.append(f"answer {self.generated_tokens} tokens")
+        if self.tokens_per_s is not None:
+            parts.append(f"{self.tokens_per_s:.1f} tokens/s")
+        return f"[{'; '.join(parts)}; seed {self.seed}; {self.reason or 'failed'}]"
+
 
 class Answer(Iterator[str]):
     """The pieces of one answer. `cancel` ends it early, from any thread or a signal handler."""

@@ -23,7 +23,7 @@ from plm_edge.errors import (
 )
 from plm_edge.exporters import export
 from plm_edge.runtime import Session, load
-from plm_edge.runtime.chat import Message, chat, fit, split_turns
+from plm_edge.runtime.chat import ChatStats, Message, chat, fit, split_turns
 from plm_edge.runtime.conversation import Conversation
 from plm_edge.runtime.sampler import Sampler
 from plm_edge.template import render_chat
@@ -59,6 +59,13 @@ def test_stats_before_anything_happened() -> None:
     stats = chat(NgramSession(), [user("tell")]).stats
     assert (stats.first_token_s, stats.tokens_per_s, stats.reason) == (None, None, None)
     assert stats.generated_tokens == 0
+
+
+def test_stats_as_a_line_leave_out_what_was_not_measured() -> None:
+    started = "[prompt 3 tokens, 0 of them cached; answer 0 tokens; seed 7; failed]"
+    assert str(ChatStats(3, 0, 0, 7)) == started
+    ended = "[prompt 3 tokens, 1 of them cached; first after 0.50 s; answer 9 tokens; 4.0 tokens/s"
+    assert str(ChatStats(3, 1, 0, 7, 9, 0.5, 4.0, "stop")) == f"{ended}; seed 7; stop]"
 
 
 def test_the_next_turn_computes_what_is_new() -> None:

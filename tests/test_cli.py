@@ -17,9 +17,8 @@ from tiny import TINY_SHAPES, write_tiny_checkpoint
 
 import plm_edge
 from plm_edge.cli import app
-from plm_edge.cli.chat import DEMO_PROMPT, stats_line
+from plm_edge.cli.chat import DEMO_PROMPT
 from plm_edge.errors import FileFormatError, UsageError
-from plm_edge.runtime.chat import ChatStats
 from plm_edge.runtime.conversation import Conversation
 from plm_edge.runtime.sampler import Sampler
 
@@ -345,8 +344,3 @@ def test_our_own_mistake_shows_where(
     monkeypatch.setattr(sys, "argv", ["plm-edge", "verify", "x"])
     assert app._exit_code() == 70
     assert "ZeroDivisionError: here" in capsys.readouterr().err
-
-
-def test_statistics_leave_out_what_was_not_measured() -> None:
-    line = stats_line(ChatStats(3, 0, 0, 7))
-    assert line == "[prompt 3 tokens, 0 of them cached; answer 0 tokens; seed 7; failed]"

@@ -132,6 +132,12 @@ def test_import_is_light() -> None:
     assert not loaded & (HEAVY | {"numpy", "typer", "gguf", "jinja2", "ctypes"})
 
 
+def test_the_terminal_does_not_import_its_caller() -> None:
+    modules = modules_after("import plm_edge.cli.terminal")
+    assert "plm_edge.cli.slash" in modules
+    assert "plm_edge.cli.chat" not in modules
+
+
 def test_help_needs_no_numpy() -> None:
     loaded = modules_after("import plm_edge.cli.app")
     assert not loaded & (HEAVY | {"numpy", "gguf", "jinja2"})

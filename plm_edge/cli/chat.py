@@ -13,7 +13,6 @@ from plm_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from plm_edge.runtime import Session
-    from plm_edge.runtime.chat import ChatStats
     from plm_edge.runtime.conversation import Conversation
 
 DEMO = "demo"
@@ -70,7 +69,7 @@ def command(
         "max_tokens": predict,
     }
     talk = conversation(saved, settings, tuple(stop or ()), system)
-    question = _whole_stdin() if prompt == "-" else prompt
+    question = sys.stdin.read() if prompt == "-" else prompt
     if question is not None and not question.strip():
         raise UsageError("the prompt is empty; give it a text to answer")
     session = open_session(model, backend, threads, n_ctx, cache_type, isa, force, ctx.obj)
@@ -135,7 +134,7 @@ def _answer(talk: Conversation, session: Session, question: str) -> None:
     """One answer on stdout, its numbers on stderr."""
     _write(talk.ask(session, question))
     if talk.answer is not None:
-        print(stats_line(talk.answer.stats), file=sys.stderr)
+        print(talk.answer.stats, file=sys.stderr)
 
 
 def _answer_lines(talk: Conversation, session: Session, model: str) -> None:
@@ -156,18 +155,3 @@ def _write(pieces: Iterator[str]) -> None:
     for piece in pieces:
         print(piece, end="", flush=True)
     print(flush=True)
-
-
-def _whole_stdin() -> str:
-    return sys.stdin.read()
-
-
-def stats_line(stats: ChatStats) -> str:
-    """The numbers of one answer; what was not measured is left out."""
-    parts = [f"prompt {stats.prompt_tokens} tokens, {stats.cached_tokens} of them cached"]
-    if stats.first_token_s is not None:
-        parts.append(f"first after {stats.first_token_s:.2f} s")
-    parts.append(f"answer {stats.generated_tokens} tokens")
-    if stats.tokens_per_s is not None:
-        parts.append(f"{stats.tokens_per_s:.1f} tokens/s")
-    return f"[{'; '.join(parts)}; seed {stats.seed}; {stats.reason or 'failed'}]"

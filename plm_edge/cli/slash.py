@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plm_edge.cli.chat import stats_line
 from plm_edge.errors import FileFormatError, UsageError
 from plm_edge.runtime.conversation import Conversation
 from plm_edge.runtime.stream import check_stops
@@ -90,7 +89,7 @@ def _regen(terminal: Terminal, _: str) -> None:
 
 def _stats(terminal: Terminal, _: str) -> None:
     answer = terminal.talk.answer
-    terminal.note(stats_line(answer.stats) if answer else "no answer yet")
+    terminal.note(str(answer.stats) if answer else "no answer yet")
 
 
 def _save(terminal: Terminal, name: str) -> None:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from types import FrameType
 
 from plm_edge.cli import slash
-from plm_edge.cli.chat import stats_line
 from plm_edge.cli.lines import History, read_line, read_text
 from plm_edge.errors import Interrupted, PlmEdgeError
 from plm_edge.runtime import Session
@@ -60,7 +59,7 @@ class Terminal:
         stats = self.talk.answer.stats
         if stats.reason == "interrupted":
             self._interrupts = 1
-        self.note(stats_line(stats))
+        self.note(str(stats))
 
     def note(self, line: str) -> None:
         """A line that is not the model's."""
