@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -40,10 +42,7 @@ def write(path: Path, session: Session) -> None:
 
 def read(path: Path, session: Session) -> list[int]:
     """Copy the rows into the session's cache and return its ids; on any error nothing is copied."""
-    try:
-        data = path.read_bytes()
-    except OSError as why:
-        raise OutputError(f"cannot read {path}: {why.strerror}") from None
+    data = _bytes_of(path, session)
     header, rows = _split(path, data)
     for key, expected in _about(session).items():
         if header.get(key) != expected:
@@ -66,6 +65,30 @@ def read(path: Path, session: Session) -> list[int]:
         raise FileFormatError(f"{path}: expected whole rows, found a damaged file; save it again")
     target[:] = np.frombuffer(rows, target.dtype).reshape(target.shape)
     return ids
+
+
+def _bytes_of(path: Path, session: Session) -> bytes:
+    """The whole file, if it is one and no larger than a session of this context can be."""
+    most = _HEADER.size + _MOST + session.cache_bytes
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise FileFormatError(
+                    f"{path}: expected a plain file, found none; name what save wrote"
+                )
+            if status.st_size > most:
+                raise FileFormatError(
+                    f"{path}: expected a session of at most {session.n_ctx} tokens, {most} bytes, "
+                    f"found {status.st_size} bytes; load with a larger context (-c)"
+                )
+            return file.read(status.st_size)
+    except OSError as why:
+        raise OutputError(f"cannot read {path}: {why.strerror}") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO would wait for its writer
 
 
 def _about(session: Session) -> dict[str, Any]:

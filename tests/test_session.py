@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from plm_edge.errors import (
     ContextOverflow,
     FileFormatError,
     Interrupted,
+    OutputError,
     SessionBusy,
     UnsupportedError,
     UsageError,
@@ -392,6 +394,36 @@ def test_a_saved_session_goes_on_where_it_was(bundle_of: Bundles, tmp_path: Path
         session.restore(file)
         assert session.ids == tuple(ids)
         assert np.array_equal(session.step(7), want)
+
+
+def test_what_is_no_plain_file_is_no_saved_session(bundle_of: Bundles, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with load(bundle_of("plain")) as session:
+        session.prefill([1, 2, 3])
+        for path in (tmp_path / "fifo", Path(os.devnull)):
+            with pytest.raises(FileFormatError, match="expected a plain file"):
+                session.restore(path)
+        for path in (tmp_path, tmp_path / "none"):
+            with pytest.raises(OutputError, match="cannot read"):
+                session.restore(path)
+        assert session.ids == (1, 2, 3)
+
+
+def test_a_file_larger_than_any_session_is_not_read(bundle_of: Bundles, tmp_path: Path) -> None:
+    file = tmp_path / "s.plms"
+    with load(bundle_of("plain")) as session:
+        session.prefill([1, 2, 3])
+        session.save(file)
+        most = 16 + 2**26 + session.cache_bytes
+        os.truncate(file, most)  # a hole; its last rows are not those that were saved
+        with pytest.raises(FileFormatError, match="damaged file"):
+            session.restore(file)
+        os.truncate(file, most + 1)
+        with pytest.raises(FileFormatError, match=f"at most 128 tokens, {most} bytes, found"):
+            session.restore(file)
+        os.truncate(file, 2**40)  # more than memory holds
+        with pytest.raises(FileFormatError, match="at most 128 tokens"):
+            session.restore(file)
 
 
 def test_a_saved_session_is_bound_to_its_weights(bundle_of: Bundles, tmp_path: Path) -> None:
