@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from demo_quality import HELD_OUT, bits_per_byte, copied, tale, words
+from demo_quality import HELD_OUT, bits_per_byte, longest_copies, tale, words
 
 from plm_edge.checkpoint import open_checkpoint
 from plm_edge.checkpoint.hub import resolve_model
@@ -65,6 +65,5 @@ def test_the_session_agrees_with_the_reference_on_real_weights(session: Session)
 
 def test_copies_are_found() -> None:
     corpus = words("The fox went out in the night to look for a goose and found one.")
-    assert copied([corpus[3:9]], corpus, 6)
-    assert not copied([corpus[3:9]], corpus, 7)
-    assert not copied([corpus[::-1]], corpus, 2)
+    found = longest_copies({"a": [corpus[3:9], corpus[:2]], "b": [corpus[::-1]], "c": []}, corpus)
+    assert found == {"a": 6, "b": 1, "c": 0}

@@ -61,10 +61,19 @@ def runs(text: list[str], n: int) -> set[int]:
     return {hash(tuple(text[i : i + n])) for i in range(len(text) - n + 1)}
 
 
-def copied(replies: list[list[str]], corpus: list[str], n: int) -> bool:
-    """Whether any reply has a run of n words that stands in the corpus too."""
-    known = runs(corpus, n)
-    return any(not runs(reply, n).isdisjoint(known) for reply in replies)
+def longest_copies(replies: dict[str, list[list[str]]], corpus: list[str]) -> dict[str, int]:
+    """For each subject the words of the longest run of any reply that stands in the corpus too."""
+    longest = dict.fromkeys(replies, 0)
+    for n in itertools.count(1):
+        known = runs(corpus, n)
+        copying = [
+            subject
+            for subject, spoken in replies.items()
+            if any(not runs(reply, n).isdisjoint(known) for reply in spoken)
+        ]
+        if not copying:
+            return longest
+        longest |= dict.fromkeys(copying, n)
 
 
 def main() -> None:
@@ -82,17 +91,18 @@ def main() -> None:
             zeros = Reference.from_checkpoint(checkpoint).ffn_zeros(ids)
         print("idle units per layer: " + ", ".join(f"{share:.3f}" for share in zeros))
         replies = {a: [tale(session, a, seed) for seed in range(1, 11)] for a in ANIMALS}
-    for animal, tales in replies.items():
-        told = sum(animal in words(reply) for reply in tales)
-        print(f"{animal}: named in {told} of {len(tales)} replies")
+    spoken = {animal: [words(reply) for reply in tales] for animal, tales in replies.items()}
+    copies: dict[str, int] = {}
     if args.corpus:
         known = words(args.corpus.read_text(encoding="utf-8"))
-        spoken = [words(reply) for tales in replies.values() for reply in tales]
-        vocabulary = set(known)
-        share = float(np.mean([word in vocabulary for reply in spoken for word in reply]))
-        print(f"words of the corpus: {100 * share:.2f} % of {sum(map(len, spoken))}")
-        longest = next(n for n in itertools.count(1) if not copied(spoken, known, n + 1))
-        print(f"longest run copied: {longest} words")
+        vocabulary, every = set(known), [w for tales in spoken.values() for r in tales for w in r]
+        share = float(np.mean([word in vocabulary for word in every]))
+        print(f"words of the corpus: {100 * share:.2f} % of {len(every)}")
+        copies = longest_copies(spoken, known)
+    for animal, tales in spoken.items():
+        told = sum(animal in reply for reply in tales)
+        copy = f"; longest run copied: {copies[animal]} words" if copies else ""
+        print(f"{animal}: named in {told} of {len(tales)} replies{copy}")
     print(f"\n{replies['fox'][0]}")
 
 
