@@ -398,7 +398,7 @@ CHATS: dict[str, tuple[str, int, str]] = {
     "no backend": ("-p a --backend magic", 6, "expected a backend of ... found 'magic'"),
     "no cache": ("-p a -ctk q3", 2, "'q3', expected one of"),
     "a prompt too long": (f"-p '{'word ' * 200}'", 5, "the context holds 128 tokens"),
-    "a context of 10^12": ("-p a -c 1000000000000 --force", 5, "context of 1000000000000 needs ... host leaves ... try -c"),
+    "a context of 10^12": ("-p a -c 1000000000000 --force", 5, "needs ... host leaves ... try -c"),
 }
 
 
