@@ -19,6 +19,7 @@ from plm_edge.runtime.sampler import RECENT, Sampler
 from plm_edge.runtime.stream import TextStream, check_stops
 from plm_edge.template import check_messages, render_chat
 from plm_edge.template_sandbox import MAX_OUTPUT
+from plm_edge.workspace import PREFILL_CHUNK
 
 if TYPE_CHECKING:
     from plm_edge.runtime.session import Session
@@ -116,14 +117,15 @@ class Answer(Iterator[str]):
         session, ids = self._session, list(self._prompt.ids)
         stop_ids = self._limits.stop_ids
         started = time.monotonic()
-        if self._cancelled:
-            self._reason = "interrupted"
-            return
         # Asked now: another answer may have run in the session since this one was prepared.
         cached = min(common(session.ids, ids), len(ids) - 1)
         self._prompt = replace(self._prompt, cached=cached)
         session.truncate(cached)
-        logits = session.prefill(ids[cached:])
+        # In pieces: a cancel that falls between two calls is seen after one of them at the latest.
+        for start in range(cached, len(ids), PREFILL_CHUNK):
+            if self._cancelled:
+                break
+            logits = session.prefill(ids[start : start + PREFILL_CHUNK])
         while not self._cancelled:
             token = self._sampler.sample(logits[: session.tokenizer.n_tokens], ids[-RECENT:])
             self._clock(time.monotonic() - started)

@@ -431,7 +431,9 @@ def test_native_a_cancel_from_a_thread_stops_a_prefill(long_bundle: Path) -> Non
         timer.start()
         assert list(answer) == []
         timer.join()
-        assert (answer.stats.reason, session.n_past) == ("interrupted", 0)
+        assert answer.stats.reason == "interrupted"
+        assert session.n_past < 15_000
+        assert session.n_past % PREFILL_CHUNK == 0  # whole pieces stay, for the next try
         list(chat(session, [user("a")], 1, GREEDY))
         assert session.n_past > 0
 
