@@ -54,7 +54,11 @@ def _memory(root: Path) -> tuple[int, int, dict[str, str]]:
             )
         # macOS says how much there is, not how much is free without its own tools.
         ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return ram, ram // 2, dict.fromkeys(("ram_bytes", "usable_bytes"), "sysconf; half is free")
+        return (
+            ram,
+            ram // 2,
+            dict.fromkeys(("ram_bytes", "usable_bytes"), "sysconf; half of it assumed free"),
+        )
     kib = {}
     for line in text.splitlines():
         key, _, value = line.partition(":")
