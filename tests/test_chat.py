@@ -27,6 +27,7 @@ from plm_edge.runtime.chat import ChatStats, Message, chat, fit, split_turns
 from plm_edge.runtime.conversation import Conversation
 from plm_edge.runtime.sampler import Sampler
 from plm_edge.template import render_chat
+from plm_edge.workspace import PREFILL_CHUNK
 
 GREEDY = Sampler(temperature=0)
 
