@@ -9,26 +9,11 @@ import pytest
 from plm_edge.arrangements import arranged_bytes
 from plm_edge.cache_layout import CacheLayout
 from plm_edge.errors import UnsupportedError
+from plm_edge.exporters.synth import SHAPES
 from plm_edge.layouts import LAYOUTS, data_bytes, file_tensors
 from plm_edge.quant_plan import choose_formats
-from plm_edge.spec import ModelSpec
 
-PLM = ModelSpec(
-    layers=32,
-    d_model=2048,
-    heads=16,
-    d_ffn=8192,
-    nope=128,
-    rope=64,
-    v_head=128,
-    rank=512,
-    vocab=151936,
-    n_ctx_train=4096,
-    rope_theta=1e5,
-    eps=1e-6,
-    latent_eps=1e-6,
-    tied=True,
-)
+PLM = SHAPES["plm-1.8b"].spec
 UNTIED = replace(PLM, layers=1, tied=False)
 
 

@@ -16,29 +16,14 @@ from plm_edge.bundle import read_bundle
 from plm_edge.cache_layout import CacheLayout
 from plm_edge.errors import DoesNotFit, FileFormatError, UnsupportedError, UsageError
 from plm_edge.exporters import export
+from plm_edge.exporters.synth import SHAPES
 from plm_edge.layouts import data_bytes, file_tensors
 from plm_edge.plan import Budget, Overrides, Plan, make_plan, plan_of_file, replan_for_load
 from plm_edge.quant_plan import choose_formats
 from plm_edge.runtime import load
-from plm_edge.spec import ModelSpec
 from plm_edge.workspace import workspace
 
-PLM = ModelSpec(
-    layers=32,
-    d_model=2048,
-    heads=16,
-    d_ffn=8192,
-    nope=128,
-    rope=64,
-    v_head=128,
-    rank=512,
-    vocab=151936,
-    n_ctx_train=4096,
-    rope_theta=1e5,
-    eps=1e-6,
-    latent_eps=1e-6,
-    tied=True,
-)
+PLM = SHAPES["plm-1.8b"].spec
 MIB = 1 << 20
 BOARD = devices.load("rpi")
 SMALL = devices.load("rpi4-2gb")
