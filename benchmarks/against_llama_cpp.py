@@ -23,6 +23,7 @@ from decode import model
 from llama_cpp import Llama
 
 import plm_edge
+from plm_edge.bundle import MODEL_FILE
 
 STEPS = 8  # tokens decoded in a run
 
@@ -116,7 +117,7 @@ def main() -> None:
     n_ctx = 4096
     sides: list[Ours | LlamaCpp] = [
         Ours(model(None, "latent"), n_ctx, args.threads),
-        LlamaCpp(model(None, "plm") / "model.gguf", n_ctx, args.threads),
+        LlamaCpp(model(None, "plm") / MODEL_FILE, n_ctx, args.threads),
     ]
     ids = [int(i) for i in np.random.default_rng(0).integers(0, 150_000, max(contexts) + STEPS)]
     rows = {}

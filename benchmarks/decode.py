@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import plm_edge
+from plm_edge.bundle import MANIFEST
 from plm_edge.cli.prepare import cache_folder
 from plm_edge.exporters.synth import synth
 from plm_edge.runtime import Session
@@ -31,7 +32,7 @@ def model(asked: str | None, layout: str = "latent") -> Path:
     if asked:
         return Path(asked)
     made = cache_folder() / f"synth-plm-1.8b-Q4_0-{layout}-{plm_edge.__version__}"
-    if not (made / "manifest.json").exists():
+    if not (made / MANIFEST).exists():
         print("making a model of PLM-1.8B's shape, once", file=sys.stderr)
         made.parent.mkdir(parents=True, exist_ok=True)
         synth("plm-1.8b", made, quant="Q4_0", layout=layout, zeros=0.8, force=True)

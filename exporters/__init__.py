@@ -9,7 +9,7 @@ from typing import Any
 import plm_edge
 from plm_edge import devices
 from plm_edge.atomic import check_space
-from plm_edge.bundle import Manifest, new_bundle, write_manifest
+from plm_edge.bundle import MODEL_FILE, Manifest, new_bundle, write_manifest
 from plm_edge.checkpoint import open_checkpoint
 from plm_edge.checkpoint.hub import resolve_model
 from plm_edge.exporters.gguf_writer import Progress, file_bytes, header_bytes, write_gguf
@@ -19,8 +19,6 @@ from plm_edge.layouts import file_tensors, layout_of
 from plm_edge.plan import Plan, make_plan
 
 __all__ = ["default_folder", "export", "write_bundle"]
-
-MODEL_FILE = "model.gguf"
 
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's numbers
 _QUANTIZATION_VERSION = 2  # of ggml's blocks

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from plm_edge import devices
-from plm_edge.bundle import BundleFile
+from plm_edge.bundle import MODEL_FILE, BundleFile
 from plm_edge.errors import UsageError
-from plm_edge.exporters import MODEL_FILE, write_bundle
+from plm_edge.exporters import write_bundle
 from plm_edge.exporters.gguf_writer import Progress
 from plm_edge.exporters.source import Source, quantizing
 from plm_edge.exporters.synth_check import Activity, measure_activity

@@ -23,6 +23,7 @@ from plm_edge.spec import ModelSpec
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+MODEL_FILE = "model.gguf"
 
 _MAX_BYTES = 1 << 20  # of a manifest
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from plm_edge.bundle import read_bundle
+from plm_edge.bundle import MODEL_FILE, read_bundle
 from plm_edge.cache_layout import CacheType
 from plm_edge.devices import detect
 from plm_edge.errors import FileFormatError, UnsupportedError
@@ -36,7 +36,7 @@ def load(
         raise UnsupportedError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
     path = Path(path)
     exported = _exported_plan(path) if path.is_dir() else None
-    model = Model(path / "model.gguf" if path.is_dir() else path)
+    model = Model(path / MODEL_FILE if path.is_dir() else path)
     try:
         profile = detect()
         formats = {name: weight.format for name, weight in model.weights.items()}
@@ -57,6 +57,6 @@ def load(
 
 def _exported_plan(path: Path) -> Plan:
     manifest = read_bundle(path)
-    if not any(file.name == "model.gguf" for file in manifest.files):
-        raise FileFormatError(f"{path}: expected model.gguf, found none; export the model again")
+    if not any(file.name == MODEL_FILE for file in manifest.files):
+        raise FileFormatError(f"{path}: expected {MODEL_FILE}, found none; export the model again")
     return Plan.from_dict(manifest.plan)
