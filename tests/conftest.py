@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import pytest
 from tiny import TINY_SHAPES, write_tiny_checkpoint
 
 from plm_edge.exporters import export
+
+# Tests send these to programs they start. A runner in the background has them ignored (`&` in a
+# shell, nohup), and programs inherit that; one that has a handler here is at its default in them.
+for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda number, frame: None)
 
 
 @pytest.fixture(scope="session")
