@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 class StringArray(Sequence[str]):
     """String i is `blob[offsets[i]:offsets[i + 1]]`, UTF-8.
 
-    151,936 tokens load in a millisecond, where a list of str takes a tenth of a second.
+    A large vocabulary is loaded without an object for each of its tokens.
     """
 
     blob: bytes | memoryview
