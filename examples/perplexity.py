@@ -37,4 +37,6 @@ def main(text: str, model: str = "demo") -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) - 1 not in (1, 2):
+        sys.exit(__doc__)
     main(*sys.argv[1:])

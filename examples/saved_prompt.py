@@ -29,4 +29,6 @@ def main(text: str, question: str, model: str = "demo") -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) - 1 not in (2, 3):
+        sys.exit(__doc__)
     main(*sys.argv[1:])
