@@ -138,6 +138,22 @@ def test_a_line_ends_a_row_of_interrupts(start: Start) -> None:
     assert run.ends() == 0
 
 
+def test_a_line_of_a_longer_text_ends_a_row_of_interrupts(start: Start) -> None:
+    run = start("-n", "2")
+    run.ctrl_c()
+    run.expect("leaves")
+    run.expect(">>> ")
+    run.type('"""\n')
+    run.expect("... ")
+    run.type("a line\n")
+    run.expect("... ")
+    run.ctrl_c()
+    run.expect("leaves")
+    run.expect(">>> ")
+    run.type("/bye\n")
+    assert run.ends() == 0
+
+
 def test_commands(start: Start, tmp_path: Path) -> None:
     run = start("-n", "4", "-s", "7", "-sys", "be kind")
 

@@ -72,12 +72,16 @@ class Terminal:
             self.note(line)
 
     def _turn(self) -> None:
-        text, plain = read_text(read_line)
-        self._interrupts = 0
+        text, plain = read_text(self._line)
         if plain and text.lstrip().startswith("/"):
             slash.run(self, text.strip())
         elif text.strip():
             self.say(self.talk.ask(self.session, text, self.notice))
+
+    def _line(self, prompt: str) -> str:
+        line = read_line(prompt)
+        self._interrupts = 0  # also within a text of several lines
+        return line
 
     @contextmanager
     def _ctrl_c(self) -> Iterator[None]:
