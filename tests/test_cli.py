@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -202,12 +203,16 @@ def test_minus_one_unsets_what_was_saved(inside: Run, bundle_of: Bundles, tmp_pa
     assert "seed 123; " not in inside(*chat, "-s", -1).err
 
 
-def test_each_line_of_stdin_is_a_turn(run: Run, bundle_of: Bundles) -> None:
-    ran = run("chat", bundle_of("plain"), "-n", 2, stdin="one\n\n/exit\n")
-    assert ran.code == 0
-    assert ran.err.count("answer 2 tokens") == 2  # a command is text where nobody sits
-    assert "0 of them cached" in ran.err
-    assert ran.err.count("; 0 of them cached") + ran.err.count(", 0 of them cached") == 1
+def test_a_pipe_is_one_prompt(run: Run, bundle_of: Bundles) -> None:
+    chat = ("chat", bundle_of("plain"), "-n", 2, "-s", 1)
+    piped = run(*chat, stdin="one\n\n/exit\n")  # a command is text where nobody sits
+    assert piped.code == 0
+    assert piped.err.count("answer 2 tokens") == 1
+    asked = run(*chat, "-p", "one\n\n/exit")
+    prompt = re.compile(r"prompt [\d,]+ tokens")
+    assert prompt.findall(piped.err) == prompt.findall(asked.err) != []
+    assert prompt.findall(run(*chat, stdin="one\n").err) != prompt.findall(asked.err)
+    assert piped.out == asked.out == run(*chat, "-p", "-", stdin="one\n\n/exit\n").out
 
 
 def test_nobody_there(
@@ -216,7 +221,8 @@ def test_nobody_there(
     checkpoint_of: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    one_line(inside("chat", bundle_of("plain")), 2, "stdin holds no prompt")
+    one_line(inside("chat", bundle_of("plain")), 2, "the prompt is empty")
+    one_line(inside("chat", "-p", "-"), 2, "the prompt is empty")
     monkeypatch.setattr("plm_edge.checkpoint.hub._DEMO", checkpoint_of("plain"))
     ran = inside("chat", "-n", 3)  # the demo shows what it can do
     assert ran.code == 0

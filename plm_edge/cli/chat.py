@@ -25,7 +25,8 @@ def command(
         str, typer.Argument(help="Hugging Face folder, hub id, bundle, .gguf, or demo.")
     ] = DEMO,
     prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", help="Answer this and end; - reads stdin.")
+        str | None,
+        typer.Option("-p", "--prompt", help="Answer this and end; - or a pipe: all of stdin."),
     ] = None,
     system: Annotated[str | None, typer.Option("-sys", "--system", help="System prompt.")] = None,
     predict: Annotated[
@@ -69,19 +70,28 @@ def command(
         "max_tokens": predict,
     }
     talk = conversation(saved, settings, tuple(stop or ()), system)
-    question = sys.stdin.read() if prompt == "-" else prompt
-    if question is not None and not question.strip():
-        raise UsageError("the prompt is empty; give it a text to answer")
+    question = _question(prompt, model)
     session = open_session(model, backend, threads, n_ctx, cache_type, isa, force, ctx.obj)
     with session:
         if question is not None:
             _answer(talk, session, question)
-        elif sys.stdin.isatty():
+        else:
             from plm_edge.cli.terminal import Terminal
 
             raise typer.Exit(Terminal(session, talk, model).run())
-        else:
-            _answer_lines(talk, session, model)
+
+
+def _question(prompt: str | None, model: str) -> str | None:
+    """The one text to answer; None where somebody sits at a terminal."""
+    if prompt is None and sys.stdin.isatty():
+        return None
+    text = sys.stdin.read().rstrip("\n") if prompt in (None, "-") else prompt
+    if text and text.strip():
+        return text
+    if prompt is not None or model != DEMO:
+        raise UsageError("the prompt is empty; give a text to answer, with -p or on stdin")
+    print(f"> {DEMO_PROMPT}", file=sys.stderr)
+    return DEMO_PROMPT
 
 
 def conversation(
@@ -135,20 +145,6 @@ def _answer(talk: Conversation, session: Session, question: str) -> None:
     _write(talk.ask(session, question))
     if talk.answer is not None:
         print(talk.answer.stats, file=sys.stderr)
-
-
-def _answer_lines(talk: Conversation, session: Session, model: str) -> None:
-    """Each line of stdin is a turn."""
-    asked = False
-    for line in sys.stdin:
-        if line.strip():
-            asked = True
-            _answer(talk, session, line.strip())
-    if not asked:
-        if model != DEMO:
-            raise UsageError("stdin holds no prompt; pipe one in or use -p")
-        print(f"> {DEMO_PROMPT}", file=sys.stderr)
-        _answer(talk, session, DEMO_PROMPT)
 
 
 def _write(pieces: Iterator[str]) -> None:
