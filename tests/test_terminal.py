@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import sys
@@ -15,6 +16,7 @@ import pytest
 from pty_run import PtyRun
 from tiny import TINY_SHAPES, write_tiny_checkpoint
 
+from plm_edge.cli import slash
 from plm_edge.cli.lines import read_text
 from plm_edge.cli.terminal import Terminal
 from plm_edge.exporters import export
@@ -61,7 +63,7 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(start: Start) -> No
     run.expect("interrupted]")
     run.expect(">>> ")
     run.type("/set n 3\n")
-    run.expect("max_tokens = 3")
+    run.expect("n = 3")
     run.expect(">>> ")
     run.type("and\n")
     assert "answer 3 tokens" in run.expect("length]")
@@ -171,15 +173,21 @@ def test_commands(start: Start, tmp_path: Path) -> None:
     say("/stats", "seed 7")
     say("/dance", "no command /dance")
     say("/set top_k -1", "top_k must be a whole number")
-    say("/set temp warm", "temperature must be a number or none")
+    say("/set temp warm", "temp must be a number, not 'warm'")
+    say("/set temp none", "temp must be a number, not 'none'")
+    say("/set seed warm", "seed must be a whole number or none, not 'warm'")
     say("/set", "needs a name")
     say("/set --top-k 3", "top_k = 3")
     say("/set stop END", "stop = ['END']")
-    say("/set nothing 3", "no setting 'nothing'")
+    say("/set n none", "n = none")
+    say("/set max_tokens 4", "n = 4")
+    names = "temp, top_k, top_p, min_p, repeat_penalty, seed, n, stop"
+    say("/set nothing x", f"no setting 'nothing'; there are {names}")
     say("/system be brief", "system prompt set")
     shown = say("/show", "stop ['END']")
     assert "be brief" in shown
     assert "top_k 3" in shown
+    assert re.findall(r"^(\w+) ", shown, re.MULTILINE)[-8:] == names.split(", ")
     say(f"/save {tmp_path}/fox", "saved 3 messages")
     say("/reset", "forgotten")
     say(f"/load {tmp_path}/none", "cannot read")
@@ -219,6 +227,10 @@ def test_texts_of_several_lines(start: Start) -> None:
     run.expect("length]")
     run.type("/save both\n")
     run.expect("saved 4 messages in both.chat.json")
+
+
+def test_every_setting_has_one_name() -> None:
+    assert list(slash.SETTINGS.values()) == list(Conversation().settings())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from plm_edge.cli.terminal import Terminal
 
 SUFFIX = ".chat.json"
-_SHORT = {"temp": "temperature", "n": "max_tokens"}
+# the name a user types, and that of the conversation's setting
+SETTINGS = {
+    "temp": "temperature",
+    **{name: name for name in ("top_k", "top_p", "min_p", "repeat_penalty", "seed")},
+    "n": "max_tokens",
+    "stop": "stop",
+}
+_LONG = {"temperature": "temp", "max_tokens": "n"}  # which /set takes as well
+_MAY_BE_NONE = ("seed", "n")
 
 
 def run(terminal: Terminal, line: str) -> None:
@@ -53,23 +61,32 @@ def _set(terminal: Terminal, text: str) -> None:
     if not value:
         raise UsageError("/set needs a name and a value; /show lists them")
     name = name.lstrip("-").replace("-", "_")
-    name = _SHORT.get(name, name)
+    name = _LONG.get(name, name)
+    if name not in SETTINGS:
+        raise UsageError(f"no setting {name!r}; there are {', '.join(SETTINGS)}")
     if name == "stop":
         terminal.talk.stop = () if value == "none" else check_stops([value])
     else:
-        terminal.talk.set(name, _number(name, value))
-    terminal.note(f"{name} = {terminal.talk.settings()[name]}")
+        terminal.talk.set(SETTINGS[name], _number(name, value))
+    terminal.note(f"{name} = {_shown(terminal.talk, name)}")
 
 
 def _number(name: str, value: str) -> float | int | None:
-    if value == "none":
+    may_be_none = name in _MAY_BE_NONE
+    if value == "none" and may_be_none:
         return None
     for kind in (int, float):
         try:
             return kind(value)
         except ValueError:
             continue
-    raise UsageError(f"{name} must be a number or none, not {value!r}")
+    kinds = "a whole number or none" if may_be_none else "a number"
+    raise UsageError(f"{name} must be {kinds}, not {value!r}")
+
+
+def _shown(talk: Conversation, name: str) -> str:
+    value = talk.settings()[SETTINGS[name]]
+    return "none" if value in (None, []) else str(value)
 
 
 def _show(terminal: Terminal, _: str) -> None:
@@ -79,8 +96,8 @@ def _show(terminal: Terminal, _: str) -> None:
         f"context {session.n_past} of {session.n_ctx} tokens, cache {session.cache_bytes:,} bytes"
     )
     terminal.note(f"system {talk.system() or 'none'}")
-    for name, value in talk.settings().items():
-        terminal.note(f"{name} {'none' if value in (None, []) else value}")
+    for name in SETTINGS:
+        terminal.note(f"{name} {_shown(talk, name)}")
 
 
 def _regen(terminal: Terminal, _: str) -> None:
