@@ -229,6 +229,18 @@ def test_texts_of_several_lines(start: Start) -> None:
     run.expect("saved 4 messages in both.chat.json")
 
 
+def test_help_names_all_and_lines_up(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with load(bundle, threads=1) as session:
+        slash.run(Terminal(session, Conversation(), "tiny"), "/?")
+    lines = capsys.readouterr().err.splitlines()
+    rows = dict(re.split(r" {2,}", line) for line in lines)
+    words = {word for typed in rows for word in typed.split()}
+    assert words >= {*slash.COMMANDS, *slash.ALIASES, '"""', "\\"}
+    assert rows["/exit /bye /quit"] == "leave"
+    assert rows["NAME"] == f"one of {', '.join(slash.SETTINGS)}"
+    assert len({line.index(rows[re.split(r" {2,}", line)[0]]) for line in lines}) == 1
+
+
 def test_every_setting_has_one_name() -> None:
     assert list(slash.SETTINGS.values()) == list(Conversation().settings())
 

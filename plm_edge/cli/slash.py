@@ -1,4 +1,4 @@
-"""The commands of the terminal chat: a table of name, usage and function."""
+"""The commands of the terminal chat: a table of name, argument, text and function."""
 
 from __future__ import annotations
 
@@ -31,14 +31,24 @@ def run(terminal: Terminal, line: str) -> None:
     name = ALIASES.get(name, name)
     if name not in COMMANDS:
         raise UsageError(f"no command {name}; /help lists them")
-    COMMANDS[name][1](terminal, rest.strip())
+    COMMANDS[name][2](terminal, rest.strip())
 
 
 def _help(terminal: Terminal, _: str) -> None:
-    for name, (usage, _function) in COMMANDS.items():
-        terminal.note(f"{name} {usage}")
-    terminal.note('"""           begins and ends a text of several lines; so does \\ at its end')
-    terminal.note("Ctrl-C        stops the answer; twice leaves. Ctrl-D leaves")
+    rows = []
+    for name, (argument, what, _function) in COMMANDS.items():
+        short = [alias for alias, meant in ALIASES.items() if meant == name]
+        rows.append((" ".join([name, *short, argument]).rstrip(), what))
+    rows += [
+        ("NAME", f"one of {', '.join(SETTINGS)}"),
+        ('"""', "begins and ends a text of several lines"),
+        ("\\", "at the end of a line: the text goes on in the next"),
+        ("Ctrl-C", "stops the answer; twice leaves"),
+        ("Ctrl-D", "leaves"),
+    ]
+    width = max(len(typed) for typed, _what in rows)
+    for typed, what in rows:
+        terminal.note(f"{typed:{width}}  {what}")
 
 
 def _exit(_terminal: Terminal, _: str) -> None:
@@ -133,16 +143,16 @@ def _path(name: str) -> Path:
     return path if path.suffix else path.with_name(path.name + SUFFIX)
 
 
-COMMANDS: dict[str, tuple[str, Callable[[Terminal, str], None]]] = {
-    "/help": ("        this list", _help),
-    "/exit": ("        leave", _exit),
-    "/reset": ("       forget the conversation", _reset),
-    "/system": ("TEXT  set the system prompt; no text removes it", _system),
-    "/set": ("NAME VALUE  change a setting", _set),
-    "/show": ("        model, context, settings", _show),
-    "/regen": ("       answer the last question again", _regen),
-    "/stats": ("       numbers of the last answer", _stats),
-    "/save": ("FILE    write conversation and settings", _save),
-    "/load": ("FILE    continue a saved conversation", _load),
+COMMANDS: dict[str, tuple[str, str, Callable[[Terminal, str], None]]] = {
+    "/help": ("", "this list", _help),
+    "/exit": ("", "leave", _exit),
+    "/reset": ("", "forget the conversation", _reset),
+    "/system": ("TEXT", "set the system prompt; no text removes it", _system),
+    "/set": ("NAME VALUE", "change a setting", _set),
+    "/show": ("", "model, context, settings", _show),
+    "/regen": ("", "answer the last question again", _regen),
+    "/stats": ("", "numbers of the last answer", _stats),
+    "/save": ("FILE", "write conversation and settings", _save),
+    "/load": ("FILE", "continue a saved conversation", _load),
 }
 ALIASES = {"/?": "/help", "/bye": "/exit", "/quit": "/exit", "/clear": "/reset"}
