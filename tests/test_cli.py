@@ -270,8 +270,20 @@ def test_plan_and_devices(inside: Run, bundle_of: Bundles) -> None:
     assert "ram_bytes" in inside("devices", "detect").out
 
 
+@pytest.mark.parametrize(("quant", "cache"), [("Q8_0", "q8_0"), ("q8_0", "Q8_0")])
+def test_formats_in_any_case(
+    inside: Run, checkpoint_of: Callable[[str], Path], tmp_path: Path, quant: str, cache: str
+) -> None:
+    hf = checkpoint_of("blocks")
+    asked = ("--target", "rpi4", "--quant", quant)
+    plan = json.loads(inside("plan", hf, *asked, "-ctk", cache, "--json").out)
+    assert (plan["quant"], plan["cache_type"]) == ("Q8_0", "q8_0")
+    assert "Q8_0 in layout" in inside("export", hf, *asked, "-o", "out").out
+    assert inside("chat", "out", "-ctk", cache, "-p", "a", "-n", 1).code == 0
+
+
 def test_synth(inside: Run, tmp_path: Path) -> None:
-    ran = inside("synth", "--shape", "plm-tiny", "-o", "made", "-s", 3, "--quant", "Q8_0")
+    ran = inside("synth", "--shape", "plm-tiny", "-o", "made", "-s", 3, "--quant", "q8_0")
     assert ran.code == 0, ran.err
     assert "wrote made" in ran.out
     assert inside("chat", "made", "-p", "a", "-n", 1).code == 0

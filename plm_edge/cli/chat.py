@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from plm_edge.cli.names import cache_name
 from plm_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def command(
     ] = None,
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
     cache_type: Annotated[
-        str | None, typer.Option("-ctk", "--cache-type", help="f16, q8_0 or f32.")
+        str | None,
+        typer.Option("-ctk", "--cache-type", callback=cache_name, help="f16, q8_0 or f32."),
     ] = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads")] = None,
     backend: Annotated[str, typer.Option(help="auto or native.")] = "auto",

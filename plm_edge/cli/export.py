@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from plm_edge.cli.names import quant_name
+
 if TYPE_CHECKING:
     from plm_edge.bundle import Manifest
 
@@ -17,7 +19,8 @@ def command(
     target: Annotated[str, typer.Option("--target", help="A device: see plm-edge devices.")],
     layout: Annotated[str, typer.Option(help="latent, or plm for llama.cpp.")] = "latent",
     quant: Annotated[
-        str | None, typer.Option(help="F32, F16, BF16, Q8_0 or Q4_0; the best that fits.")
+        str | None,
+        typer.Option(callback=quant_name, help="F32, F16, BF16, Q8_0 or Q4_0; the best that fits."),
     ] = None,
     n_ctx: Annotated[
         int | None, typer.Option("-c", "--ctx", help="Tokens of context; as trained, if it fits.")

@@ -7,16 +7,20 @@ from typing import Annotated
 
 import typer
 
+from plm_edge.cli.names import cache_name, quant_name
+
 
 def command(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Hugging Face folder, hub id, bundle, .gguf, demo.")],
     target: Annotated[str, typer.Option("--target", help="A device: see plm-edge devices.")],
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
-    quant: Annotated[str | None, typer.Option(help="F32, F16, BF16, Q8_0 or Q4_0.")] = None,
+    quant: Annotated[
+        str | None, typer.Option(callback=quant_name, help="F32, F16, BF16, Q8_0 or Q4_0.")
+    ] = None,
     layout: Annotated[str, typer.Option(help="latent or plm.")] = "latent",
     cache_type: Annotated[
-        str, typer.Option("-ctk", "--cache-type", help="f16, q8_0 or f32.")
+        str, typer.Option("-ctk", "--cache-type", callback=cache_name, help="f16, q8_0 or f32.")
     ] = "f16",
     threads: Annotated[int | None, typer.Option("-t", "--threads")] = None,
     isa: Annotated[str | None, typer.Option(help="Kernel set.")] = None,
