@@ -110,7 +110,7 @@ def test_usage_errors(inside: Run, arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        (["chat", "./none"], 2, "./none"),
+        (["chat", "./none", "-p", "a"], 2, "./none"),
         (["plan", "{hf}", "--target", "toaster"], 2, "unknown target 'toaster'"),
         (["chat", "{bundle}", "-p", ""], 2, "prompt is empty"),
         (["chat", "{bundle}", "-p", "a", "--temp", "nan"], 2, "temperature must be"),
