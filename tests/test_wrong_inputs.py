@@ -272,7 +272,7 @@ def test_models_that_cannot_be_exported(here: Path, refused: Callable[..., None]
     refused("export none --target rpi -o new", 2, "no file or folder 'none'; expected a path")
     refused("export mine/model.gguf --target rpi -o new", 2, "expected a model folder ... a file")
     refused("export mine --target rpi -o new", 3, "expected config.json in 'mine', found none")
-    refused("chat none", 2, "no file or folder 'none'; expected a path")
+    refused("chat none -p a", 2, "no file or folder 'none'; expected a path")
     refused("plan none --target rpi", 2, "no file or folder 'none'")
 
 
@@ -380,9 +380,9 @@ def test_a_session_for_the_load_of_the_terminal(here: Path) -> None:
 
 
 CHATS: dict[str, tuple[str, int, str]] = {
-    "empty prompt": ("-p ''", 2, "prompt is empty; give it"),
-    "blank prompt": ("-p '  '", 2, "prompt is empty; give it"),
-    "nothing on stdin": ("", 2, "stdin holds no prompt; pipe one in or use -p"),
+    "empty prompt": ("-p ''", 2, "prompt is empty; give a text"),
+    "blank prompt": ("-p '  '", 2, "prompt is empty; give a text"),
+    "nothing on stdin": ("", 2, "prompt is empty; give a text to answer, with -p or on stdin"),
     "temperature NaN": ("-p a --temp nan", 2, "temperature must be ... nan"),
     "temperature -1": ("-p a --temp -1", 2, "temperature must be ... -1"),
     "top_p 2": ("-p a --top-p 2", 2, "top_p must be ... 2"),
