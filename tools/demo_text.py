@@ -113,7 +113,7 @@ def passages(text: str) -> dict[str, list[str]]:
 
 
 class Rows:
-    """Rows of token ids: half of them plain text, half of them conversations."""
+    """Rows of token ids: plain text and conversations, as many of each as `batch` is asked for."""
 
     def __init__(self, tokenizer: Tokenizer, text: str, length: int, seed: int):
         self.length, self.random = length, random.Random(seed)
