@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import operator
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from plm_edge.native import kernels as native
 from plm_edge.runtime import session_file
 from plm_edge.runtime.model import Model
 from plm_edge.runtime.recorder import KernelRecorder, MappedWeight
+from plm_edge.runtime.traffic import step_bytes
 from plm_edge.workspace import HEAD_ROWS, MAX_THREADS, PREFILL_CHUNK, Buffer, workspace
 
 Logits = NDArray[np.float32]
@@ -56,6 +58,7 @@ class Session:
         self._ids: list[int] = []
         self._step, self._head_step = native.Step(), native.Step()
         self._cancel = ctypes.c_int(0)
+        self.kernel_s = 0.0  # seconds spent in kernels, all calls so far
         self._busy = threading.Lock()
         self._record()
         self._pool: native.Pool | None = native.Pool(threads)
@@ -155,6 +158,13 @@ class Session:
         return int(self._cache.nbytes)
 
     @property
+    def bytes_read(self) -> int:
+        """Bytes of weights and cached rows that the last step read."""
+        layout = CacheLayout(self.spec.rank, self.spec.rope, self.cache_type)
+        rows = layout.bytes(self.n_past, self.spec.layers)
+        return rows + step_bytes(self.model.weights, self.spec, self._buffers.get("unit_rows"))
+
+    @property
     def workspace_bytes(self) -> int:
         """Bytes of the buffers beside it (plm_edge/workspace.py)."""
         wanted = workspace(self.spec, self.n_ctx, self._chunk, self.threads)
@@ -226,7 +236,10 @@ class Session:
 
     def _run(self, ops: ctypes.Array[native.Op], first: int, last: int) -> None:
         assert self._pool is not None
-        if not self._pool.run(ops, first, last, self._cancel):
+        started = time.perf_counter()
+        complete = self._pool.run(ops, first, last, self._cancel)
+        self.kernel_s += time.perf_counter() - started
+        if not complete:
             raise Interrupted("stopped before the answer was complete")
 
     @contextmanager

@@ -225,6 +225,11 @@ PLM_API const plm_isa *plm_isa_at(int index); /* NULL past the end */
 PLM_API const char *plm_isa_name(const plm_isa *isa);
 PLM_API int plm_isa_runs(const plm_isa *isa);
 
+/* ---- the bandwidth of memory (bandwidth.c) ---- */
+
+/* Reads `bytes` of data, in whole lines of 64. Returns the sum of their 64-bit words, so that every one must be read. */
+PLM_API uint64_t plm_read(const uint8_t *data, size_t bytes);
+
 /* ---- the pool ---- */
 
 typedef struct plm_pool plm_pool;

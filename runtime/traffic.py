@@ -1,0 +1,39 @@
+"""What a decode step reads of the weights: every byte once, but of idle units only the scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from plm_edge.formats import format_of
+from plm_edge.runtime.recorder import MappedWeight
+from plm_edge.spec import ModelSpec
+
+_SCALE_BYTES = 2  # of a block, in Q8_0 and Q4_0
+
+
+def step_bytes(
+    weights: Mapping[str, MappedWeight], spec: ModelSpec, unit_rows: NDArray[Any] | None
+) -> int:
+    """Bytes of one step. `unit_rows` (slices,): rows of `ffn_down` that its kernels read.
+
+    Without it every row counts as read. The scales of a group of 32 units count as read: a group
+    without any active unit is rare.
+    """
+    embedding = weights["token_embd.weight"]
+    total = embedding.data.nbytes // embedding.rows  # one row, whether or not it is the head too
+    for name, weight in weights.items():
+        if name == "token_embd.weight" and not spec.tied:
+            continue
+        total += weight.data.nbytes
+        if weight.arrangement == "group32" and unit_rows is not None:
+            idle = 1 - float(unit_rows.sum()) / (spec.layers * spec.d_ffn)
+            total -= round(idle * (weight.data.nbytes - _scales(weight)))
+    return total
+
+
+def _scales(weight: MappedWeight) -> int:
+    form = format_of(weight.format)
+    return 0 if form.block == 1 else weight.data.nbytes // form.block_bytes * _SCALE_BYTES
