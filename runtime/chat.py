@@ -9,26 +9,24 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from plm_edge.errors import ContextOverflow, Interrupted, UsageError
-from plm_edge.runtime.reuse import common, reuse
-from plm_edge.runtime.sampler import RECENT, Sampler
+from plm_edge.errors import Interrupted, UsageError
+from plm_edge.runtime.lookup import MOST, Lookup
+from plm_edge.runtime.prompt import Message, Prompt, fit
+from plm_edge.runtime.reuse import common
+from plm_edge.runtime.sampler import RECENT, Logits, Sampler
 from plm_edge.runtime.stream import TextStream, check_stops
-from plm_edge.template import check_messages, render_chat
-from plm_edge.template_sandbox import MAX_OUTPUT
+from plm_edge.template import check_messages
 from plm_edge.workspace import PREFILL_CHUNK
 
 if TYPE_CHECKING:
     from plm_edge.runtime.session import Session
 
-Message = Mapping[str, str]
 Notice = Callable[[str], None]
-
-LONGEST_TOKEN = 256  # characters; assumed of any vocabulary
-ROOM = 4  # a prompt leaves one part in ROOM of the context to the answer, or drops old turns
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,8 @@ class ChatStats:
     first_token_s: float | None = None  # from the start of the prefill to the first id
     tokens_per_s: float | None = None  # after the first token
     reason: str | None = None  # "stop", "length", "interrupted"; None: still running, or an error
+    drafted_tokens: int = 0  # guessed by lookup
+    accepted_tokens: int = 0  # of them, those that were chosen
 
     def __str__(self) -> str:
         """One line; what was not measured is left out."""
@@ -52,16 +52,27 @@ class ChatStats:
         parts.append(f"answer {self.generated_tokens} tokens")
         if self.tokens_per_s is not None:
             parts.append(f"{self.tokens_per_s:.1f} tokens/s")
+        if self.drafted_tokens:
+            parts.append(f"{self.accepted_tokens} of {self.drafted_tokens} drafted accepted")
         return f"[{'; '.join(parts)}; seed {self.seed}; {self.reason or 'failed'}]"
 
 
 class Answer(Iterator[str]):
-    """The pieces of one answer. `cancel` ends it early, from any thread or a signal handler."""
+    """The pieces of one answer. `cancel` ends it early, from any thread or a signal handler.
 
-    def __init__(self, session: Session, prompt: Prompt, limits: Limits, sampler: Sampler) -> None:
+    Whenever a piece is handed out, the session holds the ids of the prompt and of all pieces so
+    far (the last id only where a stop token followed it), and the sampler has drawn once for each.
+    """
+
+    def __init__(
+        self, session: Session, prompt: Prompt, limits: Limits, sampler: Sampler, lookup: bool
+    ) -> None:
         self._session, self._prompt, self._limits, self._sampler = session, prompt, limits, sampler
+        self._ids = list(prompt.ids)
+        self._stream = TextStream(session.tokenizer, limits.stop)
+        self._lookup = Lookup(prompt.ids) if lookup else None
         self._cancelled = False
-        self._generated = 0
+        self._generated = self._drafted = self._accepted = 0
         self._first_s: float | None = None
         self._steps, self._steps_s = 0, 0.0
         self._reason: str | None = None
@@ -91,64 +102,116 @@ class Answer(Iterator[str]):
             first_token_s=self._first_s,
             tokens_per_s=self._steps / self._steps_s if self._steps else None,
             reason=self._reason,
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
         )
 
     def _run(self) -> Generator[str]:
-        stream = TextStream(self._session.tokenizer, self._limits.stop)
         try:
-            for token in self._tokens():
-                piece = stream.push(token)
-                if stream.stopped:
-                    self._reason = "stop"
+            started = time.monotonic()
+            rows, draft = self._read_prompt(), list[int]()
+            while not self._cancelled:
+                piece = self._choose(rows, draft, started)
                 if piece:
                     yield piece
-                if stream.stopped:
-                    return
+                if self._reason or self._cancelled:
+                    break
+                started = time.monotonic()
+                draft = self._draft()
+                rows = self._compute(draft)
         except (Interrupted, KeyboardInterrupt, GeneratorExit) as error:
             self._reason = self._reason or "interrupted"
             if not isinstance(error, Interrupted):
                 raise
-        tail = stream.flush()
+        self._reason = self._reason or "interrupted"
+        tail = self._stream.flush()
         if tail:
             yield tail
 
-    def _tokens(self) -> Iterator[int]:
-        """Sampled ids; sets the reason when it ends by itself."""
-        session, ids = self._session, list(self._prompt.ids)
-        stop_ids = self._limits.stop_ids
-        started = time.monotonic()
+    def _read_prompt(self) -> list[Logits]:
+        """The logits of what follows the prompt; none after a cancel."""
+        session, ids = self._session, self._ids
         # Asked now: another answer may have run in the session since this one was prepared.
         cached = min(common(session.ids, ids), len(ids) - 1)
         self._prompt = replace(self._prompt, cached=cached)
         session.truncate(cached)
+        rows: list[Logits] = []
         # In pieces: a cancel that falls between two calls is seen after one of them at the latest.
         for start in range(cached, len(ids), PREFILL_CHUNK):
             if self._cancelled:
                 break
-            logits = session.prefill(ids[start : start + PREFILL_CHUNK])
-        while not self._cancelled:
-            token = self._sampler.sample(logits[: session.tokenizer.n_tokens], ids[-RECENT:])
-            self._clock(time.monotonic() - started)
-            if token in stop_ids:
-                self._reason = "stop"
-                return
-            self._generated += 1
-            ids.append(token)
-            yield token
-            if self._generated == self._limits.max_tokens or session.n_past >= session.n_ctx:
-                self._reason = "length"
-                return
-            if self._cancelled:
-                break
-            started = time.monotonic()
-            logits = session.step(token)
-        self._reason = "interrupted"
+            rows = [session.prefill(ids[start : start + PREFILL_CHUNK])]
+        return rows
 
-    def _clock(self, seconds: float) -> None:
+    def _draft(self) -> list[int]:
+        """Ids that may follow the last one; as many as may still be said, no stop token."""
+        if self._lookup is None:
+            return []
+        room = min(MOST, self._session.n_ctx - len(self._ids))
+        if self._limits.max_tokens is not None:
+            room = min(room, self._limits.max_tokens - self._generated - 1)
+        guessed = self._lookup.draft(room)
+        return list(takewhile(lambda token: token not in self._limits.stop_ids, guessed))
+
+    def _compute(self, draft: list[int]) -> list[Logits]:
+        """Append the last id and the draft; the logits behind each of them."""
+        started, last = time.monotonic(), self._ids[-1]
+        rows: list[Logits]
+        if draft:
+            rows = list(self._session.prefill([last, *draft], all_logits=True))
+        else:
+            rows = [self._session.step(last)]
+        if self._lookup is not None:
+            self._lookup.timed(len(draft), time.monotonic() - started)
+        return rows
+
+    def _choose(self, rows: list[Logits], draft: list[int], started: float) -> str:
+        """Sample row by row while the draft is what was chosen; the text of that.
+
+        A stop string is looked for before the next id is drawn. The session keeps the ids that
+        were chosen but the last, or those of the call before where an error ends this one.
+        """
+        session, n_tokens = self._session, self._session.tokenizer.n_tokens
+        said: list[str] = []
+        before, kept = len(self._ids), session.n_past - len(draft)
+        try:
+            for at, row in enumerate(rows):
+                token = self._sampler.sample(row[:n_tokens], self._ids[-RECENT:])
+                if token in self._limits.stop_ids:
+                    self._reason = "stop"
+                    break
+                said.append(self._say(token))
+                self._end(self._generated + len(said))
+                if self._reason or draft[at : at + 1] != [token]:
+                    break
+            kept += at
+        finally:
+            if draft:
+                session.truncate(kept)
+        self._generated += len(said)
+        self._drafted += len(draft)
+        self._accepted += common(self._ids[before:], draft)
+        self._clock(at + 1, time.monotonic() - started)
+        return "".join(said)
+
+    def _say(self, token: int) -> str:
+        self._ids.append(token)
+        if self._lookup is not None:
+            self._lookup.push(token)
+        return self._stream.push(token)
+
+    def _end(self, generated: int) -> None:
+        """Set the reason where the answer ends with the last id."""
+        if self._stream.stopped:
+            self._reason = "stop"
+        elif generated == self._limits.max_tokens or len(self._ids) > self._session.n_ctx:
+            self._reason = "length"
+
+    def _clock(self, tokens: int, seconds: float) -> None:
         if self._first_s is None:
             self._first_s = seconds
         else:
-            self._steps += 1
+            self._steps += tokens
             self._steps_s += seconds
 
 
@@ -161,15 +224,6 @@ class Limits:
     stop_ids: frozenset[int]
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """Ids of a turn; the first `cached` of them lie in the session already."""
-
-    ids: tuple[int, ...]
-    cached: int
-    dropped: int  # turns
-
-
 def chat(
     session: Session,
     messages: Sequence[Message],
@@ -177,11 +231,13 @@ def chat(
     sampler: Sampler | None = None,
     stop: Sequence[str] = (),
     notice: Notice | None = None,
+    lookup: bool = False,
 ) -> Answer:
     """Answer the last message. Only what differs from the session's cached ids is computed.
 
     Where the conversation has outgrown the context, its oldest turns are left out and `notice` (a
     line on stderr by default) says so. Raises at once if the last message alone is too long.
+    `lookup` guesses tokens from earlier text where that is faster; it changes no token.
     """
     check_messages(messages)
     whole = isinstance(max_tokens, int) and not isinstance(max_tokens, bool)
@@ -196,76 +252,7 @@ def chat(
         turns = "1 turn was" if prompt.dropped == 1 else f"{prompt.dropped} turns were"
         line = f"the context of {session.n_ctx} tokens is full: the oldest {turns} left out"
         (notice or _to_stderr)(line)
-    return Answer(session, prompt, limits, sampler or Sampler())
-
-
-def fit(session: Session, messages: Sequence[Message], max_tokens: int | None) -> Prompt:
-    """The prompt that fits into the context, without the oldest turns if it must be.
-
-    Leaving out moves everything behind it, which is then computed again. So turns go until the
-    prompt fills half the context; the next turns reuse that prompt until it, too, has grown too
-    long.
-    """
-    head, turns = split_turns(messages)
-    n_ctx, held = session.n_ctx, session.ids
-    room = max(1, min(max_tokens or n_ctx, n_ctx // ROOM))
-    far = _out_of_reach(head, turns, n_ctx)
-
-    def render(dropped: int) -> list[int]:
-        kept = [message for turn in turns[dropped:] for message in turn]
-        return render_chat(session.tokenizer, [*head, *kept])
-
-    def first_below(most: int) -> int:
-        low, high = far, len(turns) - 1  # the last turn always stays
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if len(render(middle)) <= most else (middle + 1, high)
-        return low
-
-    least = first_below(n_ctx - room)
-    dropped, ids = least, render(least)
-    if least:
-        for dropped in range(least, first_below(n_ctx // 2) + 1):
-            ids = render(dropped)
-            if reuse(held, ids, session.tokenizer)[1] * 2 > len(ids):
-                break
-    if not 0 < len(ids) <= n_ctx:
-        raise _too_long(f"{len(ids)} tokens", n_ctx)
-    joined, cached = reuse(held, ids, session.tokenizer)
-    if len(joined) > n_ctx:
-        joined, cached = ids, min(common(held, ids), len(ids) - 1)
-    return Prompt(tuple(joined), cached, dropped)
-
-
-def _out_of_reach(head: list[Message], turns: list[list[Message]], n_ctx: int) -> int:
-    """How many of the oldest turns cannot fit by their length alone, so need not be rendered."""
-    most = min(n_ctx * LONGEST_TOKEN, MAX_OUTPUT // 2)  # the template needs some for itself
-    left = most - sum(len(message["content"]) for message in head)
-    for at in range(len(turns) - 1, -1, -1):
-        left -= sum(len(message["content"]) for message in turns[at])
-        if left < 0:
-            if at == len(turns) - 1:
-                raise _too_long(f"{most - left} characters", n_ctx)
-            return at + 1
-    return 0
-
-
-def _too_long(found: str, n_ctx: int) -> ContextOverflow:
-    return ContextOverflow(
-        f"the message and the system prompt take {found}, the context holds {n_ctx} tokens; "
-        "shorten them or ask for a larger context with -c"
-    )
-
-
-def split_turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
-    """System messages at the front, then the turns; each begins with a message of the user."""
-    first = next((at for at, m in enumerate(messages) if m["role"] != "system"), len(messages) - 1)
-    turns: list[list[Message]] = []
-    for message in messages[first:]:
-        if not turns or message["role"] == "user":
-            turns.append([])
-        turns[-1].append(message)
-    return list(messages[:first]), turns
+    return Answer(session, prompt, limits, sampler or Sampler(), lookup)
 
 
 def _to_stderr(line: str) -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from plm_edge.atomic import write_atomic
 from plm_edge.errors import FileFormatError, OutputError, UsageError
-from plm_edge.runtime.chat import Answer, Message, Notice, chat
+from plm_edge.runtime.chat import Answer, Notice, chat
+from plm_edge.runtime.prompt import Message
 from plm_edge.runtime.sampler import Sampler
 from plm_edge.runtime.stream import check_stops
 from plm_edge.template import check_messages
@@ -35,23 +36,29 @@ class Conversation:
     sampler: Sampler = field(default_factory=Sampler)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    lookup: bool = False  # guess from earlier text: how fast, not what, so the file leaves it out
     answer: Answer | None = None  # the running or the last one
 
     def ask(self, session: Session, text: str, notice: Notice | None = None) -> Iterator[str]:
         """Pieces of the answer to `text`. A question that got no answer before is dropped."""
         kept = self.messages[:-1] if self.pending() else self.messages
         asked = [*kept, {"role": "user", "content": text}]
-        self.answer = chat(session, asked, self.max_tokens, self.sampler, self.stop, notice)
-        self.messages = asked
-        return self._listen(self.answer)
+        return self._answer(session, asked, notice)
 
     def regenerate(self, session: Session, notice: Notice | None = None) -> Iterator[str]:
         """Another answer to the last question."""
         kept = self.messages if self.pending() else self.messages[:-1]
         if not kept or kept[-1]["role"] != "user":
             raise UsageError("there is no question to answer again")
-        self.answer = chat(session, kept, self.max_tokens, self.sampler, self.stop, notice)
-        self.messages = list(kept)
+        return self._answer(session, list(kept), notice)
+
+    def _answer(
+        self, session: Session, messages: list[Message], notice: Notice | None
+    ) -> Iterator[str]:
+        self.answer = chat(
+            session, messages, self.max_tokens, self.sampler, self.stop, notice, self.lookup
+        )
+        self.messages = messages
         return self._listen(self.answer)
 
     def _listen(self, answer: Answer) -> Iterator[str]:

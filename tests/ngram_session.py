@@ -94,13 +94,16 @@ class NgramSession:
         if self.n_past + len(ids) > self.n_ctx:
             raise ContextOverflow("too many ids")
         before, self._cancelled = self.n_past, False
+        rows = []
         for count, token in enumerate(ids):
             if self._cancelled or count == self.cancel_after:
                 del self.ids[before:]
                 raise Interrupted("cancelled")
             self.ids.append(int(token))
+            if all_logits:
+                rows.append(self._logits())
         self.computed.append(len(ids))
-        return self._logits()
+        return np.stack(rows) if all_logits else self._logits()
 
     def step(self, token: int) -> np.ndarray:
         return self.prefill([token])

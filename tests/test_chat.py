@@ -23,8 +23,9 @@ from plm_edge.errors import (
 )
 from plm_edge.exporters import export
 from plm_edge.runtime import Session, load
-from plm_edge.runtime.chat import ChatStats, Message, chat, fit, split_turns
+from plm_edge.runtime.chat import ChatStats, chat
 from plm_edge.runtime.conversation import Conversation
+from plm_edge.runtime.prompt import Message, fit, split_turns
 from plm_edge.runtime.sampler import Sampler
 from plm_edge.template import render_chat
 from plm_edge.workspace import PREFILL_CHUNK

@@ -54,6 +54,10 @@ def command(
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="End an answer before this text; repeatable.")
     ] = None,
+    lookup: Annotated[
+        bool,
+        typer.Option(help="Guess tokens from earlier text: the same answer, sooner if it repeats."),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Allow -c above the trained context.")
     ] = False,
@@ -72,6 +76,7 @@ def command(
         "max_tokens": predict,
     }
     talk = conversation(saved, settings, tuple(stop or ()), system)
+    talk.lookup = lookup
     question = _question(prompt, model)
     session = open_session(model, backend, threads, n_ctx, cache_type, isa, force, ctx.obj)
     with session:

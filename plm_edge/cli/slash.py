@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,7 +133,7 @@ def _save(terminal: Terminal, name: str) -> None:
 
 def _load(terminal: Terminal, name: str) -> None:
     path = _path(name)
-    terminal.talk = Conversation.load(path)
+    terminal.talk = replace(Conversation.load(path), lookup=terminal.talk.lookup)
     terminal.note(f"loaded {len(terminal.talk.messages)} messages from {path}")
 
 
