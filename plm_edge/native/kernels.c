@@ -466,5 +466,6 @@ plm_kernel plm_kernel_of(int op) {
         [PLM_OP_FIRE] = {fire_items, fire_item},          [PLM_OP_GATHER] = {gather_items, gather_item},
         [PLM_OP_DOWN] = {down_items, down_item},
     };
+    if (op >= PLM_OP_PEAK && op <= PLM_OP_LEVEL) return plm_screen_kernel_of(op);
     return op >= 0 && op < PLM_OPS ? table[op] : (plm_kernel){NULL, NULL};
 }

@@ -167,6 +167,22 @@ class Down(Structure):
     _fields_ = (*_ISA_STEP, ("down", Matrix), ("h", c_void_p), ("y", c_void_p))
 
 
+class Screen(Structure):
+    """plm_screen."""
+
+    _fields_ = (
+        *_ISA_STEP,
+        ("w", Matrix),
+        ("x", Vectors),
+        ("logits", c_void_p),
+        ("peaks", c_void_p),
+        ("chosen", c_void_p),
+        ("tails", c_void_p),
+        ("tile_bytes", c_int64),
+        ("count", c_int32),
+    )
+
+
 class Kernel(Structure):
     """plm_kernel."""
 
@@ -194,6 +210,10 @@ OPS: tuple[tuple[str, type[Structure]], ...] = (
     ("fire", Fire),
     ("gather", Gather),
     ("down", Down),
+    ("peak", Screen),
+    ("choose", Screen),
+    ("rescore", Screen),
+    ("level", Screen),
 )
 _CODES = {name: code for code, (name, _) in enumerate(OPS)}
 _ARGUMENTS = dict(OPS)

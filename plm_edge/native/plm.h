@@ -185,6 +185,22 @@ typedef struct {
     float *y;
 } plm_down;
 
+/* The screened head, for one token. Beforehand logits (w.rows) = the coarse head's. Afterwards: the rows of the `count`
+ * tiles with the largest coarse logits hold what PRODUCT with w gives, all others the coarse logit plus one number
+ * for all, estimated from the rows that were read. docs/layouts.md has the coarse head. */
+typedef struct {
+    const plm_isa *isa;
+    const plm_step *step; /* n_tokens 1 */
+    plm_matrix w;         /* the head, TILE16X4 */
+    plm_vectors x;        /* the last hidden state after its norm, packed */
+    float *logits;        /* (w.rows) */
+    int32_t *peaks;       /* (tiles + 1): the best coarse logit of each tile as an ordered integer, the lowest chosen */
+    int32_t *chosen;      /* (count) tiles, ascending; ties go to the lower one */
+    float *tails;         /* (count, 4): sums of exponentials of rows that were read beside the promising ones */
+    int64_t tile_bytes;   /* of 16 rows of w */
+    int32_t count;        /* 1 .. tiles */
+} plm_screen;
+
 enum {
     PLM_OP_EMBED,
     PLM_OP_NORM,
@@ -199,6 +215,10 @@ enum {
     PLM_OP_FIRE,
     PLM_OP_GATHER,
     PLM_OP_DOWN,
+    PLM_OP_PEAK,    /* peaks of the coarse logits */
+    PLM_OP_CHOOSE,  /* the best tiles */
+    PLM_OP_RESCORE, /* their exact logits */
+    PLM_OP_LEVEL,   /* the rows outside, raised or lowered together */
     PLM_OPS
 };
 
@@ -216,6 +236,7 @@ typedef struct {
 enum { PLM_SLICES = 16 };
 
 PLM_API plm_kernel plm_kernel_of(int op);
+plm_kernel plm_screen_kernel_of(int op); /* PLM_OP_PEAK .. PLM_OP_LEVEL: screen.c */
 PLM_API size_t plm_partial_floats(int32_t heads, int32_t rank);
 PLM_API size_t plm_attention_scratch(int32_t heads, int32_t nope, int32_t rope, int32_t v_head, int32_t rank,
                                      int32_t chunk);
