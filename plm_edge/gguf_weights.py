@@ -41,6 +41,11 @@ class GgufWeights:
     def read_rows(self, name: str, start: int, stop: int) -> Float32:
         """Rows start..stop-1 of a matrix: (stop - start, cols)."""
         tensor = self._tensors[name]
+        return dequantize(tensor.format, self.packed_rows(name, start, stop), tensor.cols)
+
+    def packed_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """The same as its format packs them: (stop - start, row bytes)."""
+        tensor = self._tensors[name]
         if not 0 <= start <= stop <= tensor.rows:
             raise UsageError(f"{name} has rows 0..{tensor.rows - 1}, asked for {start}..{stop - 1}")
         first, last = _whole_pieces(tensor, start, stop)
@@ -49,7 +54,7 @@ class GgufWeights:
         place = self._offsets[name] + begin
         data = np.fromfile(self._path, np.uint8, end - begin, offset=place)
         packed = restore(tensor.arrangement, tensor.format, data, last - first, tensor.cols)
-        return dequantize(tensor.format, packed[start - first : stop - first], tensor.cols)
+        return packed[start - first : stop - first]
 
 
 def _whole_pieces(tensor: FileTensor, start: int, stop: int) -> tuple[int, int]:

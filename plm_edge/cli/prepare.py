@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import plm_edge
 from plm_edge.bundle import MANIFEST
@@ -54,6 +54,31 @@ def prepare(model: str, progress: Progress | None = None, offline: bool = False)
         # force: another process may put the same bundle there meanwhile.
         export(str(found), "host", folder, force=True, progress=progress)
     return folder
+
+
+def in_layout(path: Path, layout: str, progress: Progress | None = None) -> Path:
+    """The GGUF file of a bundle or .gguf file in that layout, made in the cache folder if need be.
+
+    The blocks are the same, only rearranged.
+    """
+    from plm_edge.bundle import MODEL_FILE
+    from plm_edge.runtime import Model
+
+    file = path / MODEL_FILE if path.is_dir() else path
+    model = Model(file)
+    found = model.layout.name
+    model.close()
+    if found == layout:
+        return file
+    status = file.stat()
+    identity = [str(file.resolve()), status.st_size, status.st_mtime_ns, plm_edge.__version__]
+    folder = cache_folder() / f"{_digest(identity)}-{layout}"
+    if not (folder / MANIFEST).exists():
+        from plm_edge.exporters.relayout import relayout
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        relayout(file, layout, folder, force=True, progress=progress)
+    return folder / MODEL_FILE
 
 
 def find(model: str, offline: bool = False) -> Path:
@@ -103,4 +128,8 @@ def cache_key(source: Path) -> str:
         if path.is_file() and (status := path.stat())
     ]
     identity = [str(home), files, plan.layout, plan.quant, dict(plan.formats), plm_edge.__version__]
+    return _digest(identity)
+
+
+def _digest(identity: list[Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,44 @@
+"""A model that was exported, in another layout: the same blocks, nothing is quantized again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from plm_edge import devices
+from plm_edge.bundle import Manifest
+from plm_edge.exporters import write_bundle
+from plm_edge.exporters.gguf_writer import Progress
+from plm_edge.exporters.source import Source
+from plm_edge.gguf_file import GgufFile
+from plm_edge.gguf_spec import spec_from_gguf
+from plm_edge.gguf_tensors import tensors_of
+from plm_edge.gguf_weights import GgufWeights
+from plm_edge.plan import plan_of_file
+from plm_edge.tokenizer import Tokenizer
+
+
+def relayout(
+    file: Path, layout: str, out: Path, *, force: bool = False, progress: Progress | None = None
+) -> Manifest:
+    """Write a bundle of the GGUF file `file` in `layout`, for this machine."""
+    weights = GgufWeights(file)
+    opened = GgufFile.open(file)
+    try:
+        spec = spec_from_gguf(opened)
+        _, tensors = tensors_of(opened, spec)
+        vocabulary = Tokenizer.from_gguf(opened.metadata).to_gguf(spec.vocab)
+        name = opened.metadata.get("general.name", file.stem)
+        licence = opened.metadata.get("general.license")
+    finally:
+        opened.close()
+    source = Source(
+        spec=spec,
+        description={"name": name, "licence": licence, "file": file.name},
+        vocabulary=vocabulary,
+        packed_rows=lambda tensor, _format, start, stop: weights.packed_rows(tensor, start, stop),
+        assert_unchanged=lambda: None,
+    )
+    formats = {tensor.name: tensor.format for tensor in tensors.values()}
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    plan = plan_of_file(spec, devices.detect(), layout, formats, nbytes)
+    return write_bundle(source, plan, out, force=force, progress=progress)
