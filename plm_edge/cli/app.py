@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 import plm_edge
+from plm_edge.cli.bench import command as bench
 from plm_edge.cli.chat import command as chat
 from plm_edge.cli.devices import app as devices
 from plm_edge.cli.export import command as export
@@ -103,6 +104,7 @@ app.command("export")(export)
 app.command("chat")(chat)
 app.command("plan")(plan)
 app.add_typer(devices, name="devices")
+app.command("bench")(bench)
 app.command("verify")(verify)
 app.command("synth")(synth)
 

@@ -41,3 +41,21 @@ class Progress:
             f"{start}{self._label}: {self._total / 2**20:,.1f} MiB in {seconds:.1f} s",
             file=sys.stderr,
         )
+
+
+class Steps:
+    """Call it with what is done now: one line that changes on a terminal, lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._tty = sys.stderr.isatty()
+
+    def __call__(self, step: str) -> None:
+        start, end = ("\r\x1b[K", "") if self._tty else ("", "\n")
+        print(f"{start}{step}", end=end, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._tty:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,132 @@
+"""plm-edge bench: speed and memory of a model on this machine, alone or beside llama.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plm_edge.cli.names import cache_name
+from plm_edge.errors import OutputError, UsageError
+
+RIVAL = "llama.cpp"
+MAX_TOKENS = 1 << 20  # of a prompt, an answer, a depth
+
+
+def command(
+    ctx: typer.Context,
+    model: Annotated[
+        str, typer.Argument(help="Hugging Face folder, hub id, bundle, .gguf, or demo.")
+    ] = "demo",
+    prompt: Annotated[
+        int, typer.Option("-p", "--n-prompt", help="Tokens of a prompt; 0: none.")
+    ] = 512,
+    predict: Annotated[
+        int, typer.Option("-n", "--n-gen", help="Tokens decoded one by one; 0: none.")
+    ] = 128,
+    depths: Annotated[
+        str, typer.Option("-d", "--n-depth", help="Tokens cached before, separated by commas.")
+    ] = "0,1024,4096",
+    threads: Annotated[
+        str | None,
+        typer.Option("-t", "--threads", help="Numbers; as planned for this machine."),
+    ] = None,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", help="Runs of each.")] = 5,
+    cache_type: Annotated[
+        str, typer.Option("-ctk", "--cache-type", callback=cache_name, help="f16, q8_0 or f32.")
+    ] = "f16",
+    isa: Annotated[str | None, typer.Option(help="Kernel set; the best of this CPU.")] = None,
+    versus: Annotated[
+        str | None, typer.Option("--vs", help="llama.cpp: at its fastest, run by run in turn.")
+    ] = None,
+    output: Annotated[str, typer.Option("-o", "--output", help="md, json or csv.")] = "md",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw decoding over context into this .svg file.")
+    ] = None,
+) -> None:
+    """Measure reading a prompt (pp) and decoding (tg), with the bytes they move."""
+    from plm_edge.cli.prepare import prepare
+    from plm_edge.cli.progress import Progress, Steps
+    from plm_edge.runtime.bench import report
+    from plm_edge.runtime.bench.measure import Task, measure
+    from plm_edge.runtime.bench.plot import write_plot
+    from plm_edge.runtime.bench.subject import Subject
+
+    _check(prompt, predict, repetitions, output, versus, plot)
+    wanted_depths = _numbers("-d", depths, 0, MAX_TOKENS)
+    wanted_threads = (None,) if threads is None else _numbers("-t", threads, 1, 256)
+    progress = Progress(f"export {model} for this machine")
+    path = prepare(model, progress, ctx.obj)
+    progress.done()
+    longest = max(wanted_depths) + max(prompt, predict)
+    subject = Subject.of(path, longest)
+    task = Task(
+        model=path,
+        layout=subject.layout,
+        ids=subject.ids,
+        prompt=prompt,
+        predict=predict,
+        depths=wanted_depths,
+        threads=wanted_threads,
+        repetitions=repetitions,
+        cache_type=cache_type,
+        isa=isa,
+        rivals={} if versus is None else _rivals(path),
+    )
+    with Steps() as say:
+        results = list(measure(task, say))
+    print(report.report(output, subject.facts(versus is not None), results))
+    if plot is not None:
+        write_plot(plot, subject.name, results)
+
+
+def _check(
+    prompt: int, predict: int, repetitions: int, output: str, versus: str | None, plot: Path | None
+) -> None:
+    """Everything that can be wrong is said before anything is measured."""
+    from plm_edge.runtime.bench import report, rival
+
+    for name, value, least in (("-p", prompt, 0), ("-n", predict, 0), ("-r", repetitions, 1)):
+        if not least <= value <= MAX_TOKENS:
+            raise UsageError(f"{name}: expected {least} to {MAX_TOKENS}, found {value}")
+    if not prompt and not predict:
+        raise UsageError("-p 0 -n 0: expected something to measure, found nothing")
+    if output not in report.FORMATS:
+        raise UsageError(f"-o: expected one of {', '.join(report.FORMATS)}, found {output!r}")
+    if plot is not None:
+        if plot.suffix != ".svg":
+            raise UsageError(f"--plot: expected a file that ends in .svg, found {plot.name!r}")
+        if not predict:
+            raise UsageError("--plot: expected tokens to decode (-n), found none")
+        if not plot.resolve().parent.is_dir():
+            raise OutputError(f"{plot.parent}: expected a folder to write to, found none")
+    if versus is not None:
+        if versus != RIVAL:
+            raise UsageError(f"--vs: expected {RIVAL}, found {versus!r}")
+        rival.check_installed()
+
+
+def _numbers(option: str, text: str, least: int, most: int) -> tuple[int, ...]:
+    """The numbers of a list with commas."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise UsageError(f"{option}: expected numbers separated by commas, found {text!r}")
+    numbers = tuple(dict.fromkeys(int(word) for word in words))
+    if not all(least <= number <= most for number in numbers):
+        raise UsageError(f"{option}: expected {least} to {most}, found {text!r}")
+    return numbers
+
+
+def _rivals(path: Path) -> dict[str, Path]:
+    """The same blocks in every layout that llama.cpp is tried with."""
+    from plm_edge.cli.prepare import in_layout
+    from plm_edge.cli.progress import Progress
+    from plm_edge.runtime.bench.rival import LAYOUTS
+
+    files = {}
+    for layout in LAYOUTS:
+        progress = Progress(f"write the same model in layout {layout}")
+        files[layout] = in_layout(path, layout, progress)
+        progress.done()
+    return files
