@@ -35,7 +35,8 @@ class Lookup:
         self._matched = 0  # ids before it that are as the last ones
         self._chances = list(CHANCES)
         self._steps: deque[float] = deque(maxlen=7)  # seconds
-        self._extras = deque([EXTRA, EXTRA], maxlen=5)  # steps
+        self._extras = deque([EXTRA, EXTRA], maxlen=5)
+        self._extra = EXTRA  # what another token adds to a call, in steps
         self._since = 0  # steps since the last draft
         for token in ids:
             self._append(token)
@@ -57,13 +58,17 @@ class Lookup:
         """Up to `most` ids that may come next; none where a plain step is faster."""
         if not self._at or not self._steps:
             return []
-        chance = tokens = 1.0
-        best, length, extra = WORTH, 0, _median(self._extras)
-        for n in range(1, min(most, MOST) + 1):
-            chance *= self._chances[min(self._matched + n - 1, LONGEST)]
-            tokens += chance
-            if tokens / (1 + n * extra) > best:
-                best, length = tokens / (1 + n * extra), n
+        length, chance = 0, 1.0
+        tokens = cost = 1.0  # which a call brings, and takes in steps
+        while length < min(most, MOST):
+            chance *= self._chances[min(self._matched + length, LONGEST)]
+            if (
+                chance * cost <= tokens * self._extra
+            ):  # nor would any further id raise tokens / cost
+                break
+            length, tokens, cost = length + 1, tokens + chance, cost + self._extra
+        if tokens < WORTH * cost:
+            return []
         period = len(self._ids) - self._at  # a draft that reaches its own beginning repeats it
         return [self._ids[self._at + n % period] for n in range(length)]
 
@@ -71,12 +76,14 @@ class Lookup:
         """How long the call took that appended an id and `drafted` more."""
         if drafted:
             self._extras.append((seconds / _median(self._steps) - 1) / drafted)
+            self._extra = _median(self._extras)
             self._since = 0
             return
         self._steps.append(seconds)
         self._since += 1
         if self._since == FORGET:
-            self._extras.extend([EXTRA] * 5)
+            self._extras.extend([EXTRA, EXTRA])
+            self._extra = min(self._extra, EXTRA)
 
     def _append(self, token: int) -> None:
         end = len(self._ids)
