@@ -17,7 +17,7 @@ from plm_edge.runtime import Session, load
 from plm_edge.runtime import chat as chat_module
 from plm_edge.runtime.chat import Answer, ChatStats, chat
 from plm_edge.runtime.conversation import Conversation
-from plm_edge.runtime.lookup import FORGET, MOST, Lookup
+from plm_edge.runtime.lookup import CHANCES, FORGET, MOST, Lookup
 from plm_edge.runtime.prompt import Message
 from plm_edge.runtime.sampler import Sampler
 from plm_edge.template import render_chat
@@ -28,6 +28,7 @@ SAMPLERS = {
     "greedy, no penalty": {"temperature": 0.0, "repeat_penalty": 1.0, "seed": 1},
     "sampled": {"temperature": 1.5, "seed": 4},
     "cool": {"temperature": 0.6, "seed": 5},
+    "penalized": {"temperature": 1.0, "repeat_penalty": 2.0, "seed": 6},
     "hot": {"temperature": 4.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 11},
 }
 
@@ -87,6 +88,7 @@ def test_the_answer_is_that_of_single_steps(settings: dict[str, Any]) -> None:
     stats = both(settings, max_tokens=200)
     assert 0 < stats.accepted_tokens <= stats.drafted_tokens
     both(settings, text="tell", max_tokens=200)
+    both(settings, text=COPY + "." * 90, max_tokens=80)  # whose ids the penalty has not seen lately
 
 
 def test_another_answer_would_show() -> None:
@@ -111,6 +113,20 @@ def test_a_call_computes_several_ids() -> None:
 def test_max_tokens_within_a_draft(most: int) -> None:
     both(SAMPLERS["greedy"], max_tokens=most)
     both(SAMPLERS["sampled"], max_tokens=most)
+
+
+@pytest.mark.parametrize("most", range(1, 24))
+def test_no_more_is_drafted_than_may_be_said(most: int) -> None:
+    reached: list[int] = []
+
+    class Watching(NgramSession):
+        def truncate(self, n: int) -> None:
+            reached.append(self.n_past)
+            super().truncate(n)
+
+    answer = chat(Watching(512), user(COPY), most, Sampler(temperature=0), lookup=True)
+    assert len("".join(answer))
+    assert max(reached) < answer.stats.prompt_tokens + most
 
 
 @pytest.mark.parametrize("left", range(24))
@@ -305,6 +321,8 @@ def test_a_draft_is_as_long_as_pays() -> None:
     assert lengths[0] == MOST
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[-1] == 0
+    assert len(timed([1, 2, 3, 4, 1, 2, 3], CHANCES[3] - 0.1).draft(1)) == 1
+    assert timed([1, 2, 3, 4, 1, 2, 3], CHANCES[3] - 0.01).draft(1) == []  # gains below WORTH
 
 
 def test_repeated_text_is_fast_and_new_text_costs_nothing() -> None:
