@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import plm_edge
-from plm_edge import devices
+from plm_edge import devices, head_screen
 from plm_edge.atomic import check_space
 from plm_edge.bundle import MODEL_FILE, Manifest, new_bundle, write_manifest
 from plm_edge.checkpoint import open_checkpoint
 from plm_edge.checkpoint.hub import resolve_model
 from plm_edge.exporters.gguf_writer import Progress, file_bytes, header_bytes, write_gguf
+from plm_edge.exporters.screen import Calibration, from_states, screened
 from plm_edge.exporters.source import Source, from_checkpoint
 from plm_edge.gguf_spec import spec_to_gguf
 from plm_edge.layouts import file_tensors, layout_of
@@ -21,6 +22,7 @@ from plm_edge.plan import Plan, make_plan
 __all__ = ["default_folder", "export", "write_bundle"]
 
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's numbers
+_DRAFT = "draft.gguf"
 _QUANTIZATION_VERSION = 2  # of ggml's blocks
 
 
@@ -33,20 +35,25 @@ def export(
     layout: str = "latent",
     n_ctx: int | None = None,
     allow_keys: Collection[str] = (),
+    calibration: Calibration | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write a bundle of `model` for `target`; by default into a folder named after both.
 
     `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
-    that are known to change nothing. `force` replaces an earlier bundle.
+    that are known to change nothing. With `calibration` it carries a screened head too. `force`
+    replaces an earlier bundle.
     """
     profile = devices.load(target)
     with open_checkpoint(resolve_model(str(model)), frozenset(allow_keys)) as checkpoint:
-        plan = make_plan(checkpoint.spec, profile, quant, layout, n_ctx)
+        with_screen = calibration is not None
+        plan = make_plan(checkpoint.spec, profile, quant, layout, n_ctx, screened=with_screen)
         source = from_checkpoint(checkpoint)
         folder = default_folder(source.description, target) if out is None else Path(out)
-        return write_bundle(source, plan, folder, force=force, progress=progress)
+        return write_bundle(
+            source, plan, folder, calibration=calibration, force=force, progress=progress
+        )
 
 
 def default_folder(source: Mapping[str, Any], target: str) -> Path:
@@ -60,13 +67,19 @@ def write_bundle(
     plan: Plan,
     out: Path,
     *,
+    calibration: Calibration | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write model.gguf and then the manifest; the folder appears when both are complete."""
+    """Write model.gguf and then the manifest; the folder appears when both are complete.
+
+    With `calibration` the model is written twice: without its screened head, to see the states.
+    """
     tensors = file_tensors(plan.layout, source.spec, plan.formats)
-    header = header_bytes(plan.layout, _keys(source, plan), tensors)
     with new_bundle(out, force) as folder:
+        if calibration is not None:
+            source = _calibrated(source, plan, calibration, folder / _DRAFT)
+        header = header_bytes(plan.layout, _keys(source, plan), tensors)
         check_space(folder, file_bytes(header, plan.layout, tensors))
         file = write_gguf(
             folder / MODEL_FILE, header, plan.layout, tensors, source.packed_rows, progress
@@ -82,6 +95,19 @@ def write_bundle(
         )
         write_manifest(folder, manifest)
     return manifest
+
+
+def _calibrated(source: Source, plan: Plan, calibration: Calibration, draft: Path) -> Source:
+    """The source with a screened head; `draft` is a file that lives until the states are known."""
+    formats = {n: fmt for n, fmt in plan.formats.items() if n not in head_screen.FORMATS}
+    tensors = file_tensors(plan.layout, source.spec, formats)
+    header = header_bytes(plan.layout, _keys(source, plan), tensors)
+    check_space(draft.parent, 2 * file_bytes(header, plan.layout, tensors))
+    write_gguf(draft, header, plan.layout, tensors, source.packed_rows)
+    states = calibration.states(draft, calibration.text)
+    draft.unlink()
+    fmt = formats["token_embd.weight" if source.spec.tied else "output.weight"]
+    return screened(source, fmt, from_states(source.spec, source.packed_rows, fmt, states))
 
 
 def _keys(source: Source, plan: Plan) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plm_edge import devices
+from plm_edge import devices, head_screen
 from plm_edge.bundle import Manifest
 from plm_edge.exporters import write_bundle
 from plm_edge.exporters.gguf_writer import Progress
@@ -20,7 +20,7 @@ from plm_edge.tokenizer import Tokenizer
 def relayout(
     file: Path, layout: str, out: Path, *, force: bool = False, progress: Progress | None = None
 ) -> Manifest:
-    """Write a bundle of the GGUF file `file` in `layout`, for this machine."""
+    """Write a bundle of the GGUF file `file` in `layout`, for this machine; no screened head."""
     weights = GgufWeights(file)
     opened = GgufFile.open(file)
     try:
@@ -38,7 +38,8 @@ def relayout(
         packed_rows=lambda tensor, _format, start, stop: weights.packed_rows(tensor, start, stop),
         assert_unchanged=lambda: None,
     )
-    formats = {tensor.name: tensor.format for tensor in tensors.values()}
-    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    kept = [tensor for tensor in tensors.values() if tensor.name not in head_screen.FORMATS]
+    formats = {tensor.name: tensor.format for tensor in kept}
+    nbytes = sum(tensor.nbytes for tensor in kept)
     plan = plan_of_file(spec, devices.detect(), layout, formats, nbytes)
     return write_bundle(source, plan, out, force=force, progress=progress)

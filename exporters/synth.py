@@ -12,6 +12,7 @@ from plm_edge.bundle import MODEL_FILE, BundleFile
 from plm_edge.errors import UsageError
 from plm_edge.exporters import write_bundle
 from plm_edge.exporters.gguf_writer import Progress
+from plm_edge.exporters.screen import random_screen, screened
 from plm_edge.exporters.source import Source, quantizing
 from plm_edge.exporters.synth_check import Activity, measure_activity
 from plm_edge.exporters.synth_vocabulary import made_up_vocabulary
@@ -120,10 +121,13 @@ def synth(
     layout: str = "latent",
     seed: int = 0,
     n_ctx: int | None = None,
+    screen: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> SynthReport:
     """Write a bundle of that shape; the same arguments give the same model file.
+
+    `screen`: with a screened head of random axes, whose speed is that of a true one.
 
     Nothing is kept of the weights but a block of rows; the written file is then measured.
     """
@@ -131,7 +135,7 @@ def synth(
         raise UsageError(f"unknown shape {shape!r}, expected one of {', '.join(SHAPES)}")
     weights = SynthWeights(SHAPES[shape].spec, zeros, seed)
     spec = weights.spec
-    plan = make_plan(spec, devices.detect(), quant, layout, n_ctx)
+    plan = make_plan(spec, devices.detect(), quant, layout, n_ctx, screened=screen)
     tokenizer = Tokenizer(made_up_vocabulary(SHAPES[shape].merges))
     source = Source(
         spec=spec,
@@ -140,6 +144,8 @@ def synth(
         packed_rows=quantizing(weights),
         assert_unchanged=lambda: None,
     )
+    if screen:
+        source = screened(source, plan.formats["token_embd.weight"], random_screen(spec, seed))
     manifest = write_bundle(source, plan, out, force=force, progress=progress)
     ids = np.random.Generator(np.random.SFC64(seed)).integers(0, tokenizer.n_tokens, SAMPLE_TOKENS)
     layers = measure_activity(GgufWeights(out / MODEL_FILE), ids)

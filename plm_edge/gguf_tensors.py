@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from plm_edge import head_screen
 from plm_edge.errors import FileFormatError
 from plm_edge.formats import FORMATS
 from plm_edge.gguf_file import GgufFile
@@ -20,6 +21,8 @@ def tensors_of(file: GgufFile, spec: ModelSpec) -> tuple[Layout, dict[str, FileT
     arch = file.metadata["general.architecture"]
     layout = next(layout for layout in LAYOUTS.values() if layout.arch == arch)
     table = tensor_table(spec)
+    if any(layout.file_name(name) in file.tensors for name in head_screen.FORMATS):
+        table |= head_screen.table(spec)
     formats = {name: _format(file, layout, info) for name, info in table.items()}
     tensors = {tensor.name: tensor for tensor in file_tensors(layout.name, spec, formats)}
     for tensor in tensors.values():
@@ -39,7 +42,7 @@ def tensors_of(file: GgufFile, spec: ModelSpec) -> tuple[Layout, dict[str, FileT
 
 
 def _format(file: GgufFile, layout: Layout, info: TensorInfo) -> str:
-    """Of the weight's numbers; norms are F32."""
+    """Of the weight's numbers; norms are F32, a screened head as head_screen.py says."""
     name = layout.file_name(info.name)
     tensor = file.tensors.get(name)
     if tensor is None:
@@ -47,8 +50,13 @@ def _format(file: GgufFile, layout: Layout, info: TensorInfo) -> str:
             f"{file.path.name}: expected tensor {name}, found none; export the model again"
         )
     fmt = _FORMAT_OF_TYPE.get(tensor.ggml_type)
-    if fmt is None or (fmt != "F32" and not info.quantize):
-        wanted = ", ".join(FORMATS) if info.quantize else "F32"
+    can_be = (
+        (head_screen.FORMATS[info.name],)
+        if info.name in head_screen.FORMATS
+        else (tuple(FORMATS) if info.quantize else ("F32",))
+    )
+    if fmt not in can_be:
+        wanted = ", ".join(can_be)
         raise FileFormatError(
             f"{file.path.name}: expected {name} as {wanted}, found "
             f"{fmt or f'ggml type {tensor.ggml_type}'}; export the model again"

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from plm_edge import head_screen
 from plm_edge.arrangements import padded_shape
 from plm_edge.errors import UnsupportedError
 from plm_edge.formats import format_of
@@ -40,7 +41,10 @@ class Layout:
         return name if arrangement == "rows" else f"{name}.{arrangement}"
 
 
-_TILED = ("token_embd", "output", "attn_q", "attn_kv_a_mqa", "attn_output", "ffn_up")
+_TILED = (
+    *("token_embd", "output", "attn_q", "attn_kv_a_mqa", "attn_output", "ffn_up"),
+    *("head_screen_rotation", "head_screen"),
+)
 
 LAYOUTS = {
     "latent": Layout(
@@ -75,12 +79,22 @@ def layout_of(name: str) -> Layout:
 
 
 def file_tensors(layout: str, spec: ModelSpec, quant: Mapping[str, str]) -> list[FileTensor]:
-    """Every tensor of the file, in its order; `quant` maps canonical names to formats."""
+    """Every tensor of the file, in its order; `quant` maps canonical names to formats.
+
+    Those of a screened head are there if `quant` names them.
+    """
     chosen = layout_of(layout)
+    screened = head_screen.COARSE in quant
     if chosen.name == "plm":
         _check_llama_cpp_can(spec)
+        if screened:
+            raise UnsupportedError(
+                "layout plm: expected the full head alone (llama.cpp refuses other tensors), found "
+                "a screened one too; use --layout latent"
+            )
     tensors = []
-    for info in tensor_table(spec).values():
+    extra = head_screen.table(spec) if screened else {}
+    for info in (*tensor_table(spec).values(), *extra.values()):
         name, fmt = info.name, quant[info.name]
         rows, cols = info.shape if len(info.shape) == 2 else (1, info.shape[0])
         arrangement = chosen.arrangement(name)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
+from plm_edge import head_screen
 from plm_edge.cache_layout import CACHE_TYPES, CacheLayout, CacheType
 from plm_edge.devices import ISAS, DeviceProfile
 from plm_edge.errors import DoesNotFit, UsageError
@@ -61,11 +62,15 @@ def make_plan(
     cache_type: str = "f16",
     threads: int | None = None,
     isa: str | None = None,
+    screened: bool = False,
 ) -> Plan:
-    """Choose what is not given so that the model fits; DoesNotFit says what would."""
+    """Choose what is not given so that the model fits; DoesNotFit says what would.
+
+    `screened`: with a screened head beside the full one.
+    """
     asked = Overrides(n_ctx, cache_type, threads, isa)
     quants = QUANTS if quant is None else (format_of(quant).name,)
-    plans = [_plan(spec, profile, choice, layout, asked) for choice in quants]
+    plans = [_plan(spec, profile, choice, layout, asked, screened) for choice in quants]
     for plan in plans:  # the best numbers that leave room for the whole context
         if plan.budget.total <= profile.usable_bytes:
             why = "as asked" if quant else f"the first of {', '.join(QUANTS)} that fits"
@@ -125,9 +130,14 @@ def plan_of_file(
 
 
 def _plan(
-    spec: ModelSpec, profile: DeviceProfile, quant: str, layout: str, asked: Overrides
+    spec: ModelSpec,
+    profile: DeviceProfile,
+    quant: str,
+    layout: str,
+    asked: Overrides,
+    screened: bool,
 ) -> Plan:
-    formats = choose_formats(spec, quant)
+    formats = choose_formats(spec, quant, screened=screened)
     weights = data_bytes(layout, file_tensors(layout, spec, formats))
     return _fit(spec, profile, layout, quant, formats, weights, asked)
 
@@ -171,7 +181,8 @@ def _resized(spec: ModelSpec, plan: Plan, n_ctx: int) -> Plan:
     """The same plan with another context, and what that takes."""
     cache = cache_layout(spec, plan.cache_type).bytes(n_ctx, spec.layers)
     chunk = min(PREFILL_CHUNK, n_ctx)
-    scratch = workspace_bytes(spec, n_ctx, chunk, plan.threads)
+    screened = head_screen.COARSE in plan.formats
+    scratch = workspace_bytes(spec, n_ctx, chunk, plan.threads, screened)
     budget = replace(plan.budget, cache=cache, scratch=scratch)
     return replace(plan, n_ctx=n_ctx, prefill_chunk=chunk, budget=budget)
 
@@ -202,7 +213,8 @@ def _with_reasons(plan: Plan, spec: ModelSpec, profile: DeviceProfile, why_quant
     usable = f"{mib(profile.usable_bytes)} usable: {profile.sources.get('usable_bytes', 'given')}"
     trained = f"trained for {spec.n_ctx_train:,} tokens"
     fallbacks = sum(
-        fmt == "F16" and plan.quant not in ("F16", "F32") for fmt in plan.formats.values()
+        fmt == "F16" and plan.quant not in ("F16", "F32") and name not in head_screen.FORMATS
+        for name, fmt in plan.formats.items()
     )
     reasons = [usable, why_quant, f"context {plan.n_ctx:,}: {trained}"]
     reasons.append(_speed(plan, spec, profile))
@@ -212,12 +224,16 @@ def _with_reasons(plan: Plan, spec: ModelSpec, profile: DeviceProfile, why_quant
 
 
 def _speed(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> str:
-    """Upper bound of decode: a token reads every weight and the rows of all tokens before it."""
+    """Upper bound of decode: a token reads every weight and the rows of all tokens before it.
+
+    The head in full: a screened one is a session's choice.
+    """
     if profile.read_bytes_per_s is None:
         return "speed: unknown, as is the read bandwidth of the device"
     tensors = file_tensors(plan.layout, spec, plan.formats)
     looked_up = () if spec.tied else ("token_embd.weight",)  # one row of it a token
-    weights = sum(tensor.nbytes for tensor in tensors if tensor.name not in looked_up)
+    unread = (*looked_up, *head_screen.FORMATS)
+    weights = sum(tensor.nbytes for tensor in tensors if tensor.name not in unread)
     empty, full = (
         profile.read_bytes_per_s / nbytes for nbytes in (weights, weights + plan.budget.cache)
     )
@@ -238,7 +254,8 @@ def _does_not_fit(
         cures.append(f"-c {context}")
     smallest = QUANTS[-1]
     asked = Overrides(plan.n_ctx, plan.cache_type, plan.threads, beyond_trained=True)
-    smaller = _plan(spec, profile, smallest, plan.layout, asked)
+    screened = head_screen.COARSE in plan.formats
+    smaller = _plan(spec, profile, smallest, plan.layout, asked, screened)
     if smaller.budget.weights < plan.budget.weights:
         if smaller.budget.total <= profile.usable_bytes:
             cures.append(f"{how_quant} {smallest}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from plm_edge import head_screen
 from plm_edge.arrangements import GROUP
 from plm_edge.formats import format_of
 from plm_edge.spec import ModelSpec
@@ -10,7 +11,9 @@ from plm_edge.tensors import TensorInfo, tensor_table
 FALLBACK = "F16"  # for a matrix that is not whole blocks
 
 
-def choose_formats(spec: ModelSpec, quant: str, head: str | None = None) -> dict[str, str]:
+def choose_formats(
+    spec: ModelSpec, quant: str, head: str | None = None, screened: bool = False
+) -> dict[str, str]:
     """Canonical name -> format. `head` is the format of the tensor that makes the logits.
 
     Without `head` that tensor is Q8_0 beside Q4_0 and like the others otherwise. Norms stay F32.
@@ -18,10 +21,11 @@ def choose_formats(spec: ModelSpec, quant: str, head: str | None = None) -> dict
     if head is None:
         head = "Q8_0" if quant == "Q4_0" else quant
     head_name = "token_embd.weight" if spec.tied else "output.weight"
-    return {
+    formats = {
         name: _format(info, head if name == head_name else quant)
         for name, info in tensor_table(spec).items()
     }
+    return formats | (head_screen.FORMATS if screened else {})
 
 
 def _format(info: TensorInfo, quant: str) -> str:

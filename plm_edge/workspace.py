@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from plm_edge import head_screen
 from plm_edge.native import kernels
 from plm_edge.spec import ModelSpec
 
@@ -43,8 +44,13 @@ def _activations(name: str, tokens: int, width: int) -> list[Buffer]:
     return rows
 
 
-def workspace(spec: ModelSpec, n_ctx: int, chunk: int, threads: int) -> list[Buffer]:
-    """Every buffer of a session of `n_ctx` tokens that takes `chunk` tokens at a time."""
+def workspace(
+    spec: ModelSpec, n_ctx: int, chunk: int, threads: int, screened: bool = False
+) -> list[Buffer]:
+    """Every buffer of a session of `n_ctx` tokens that takes `chunk` tokens at a time.
+
+    `screened`: the file carries a screened head.
+    """
     partial = kernels.partial_floats(spec.heads, spec.rank)
     scratch = kernels.attention_scratch(
         spec.heads, spec.nope, spec.rope, spec.v_head, spec.rank, chunk
@@ -64,9 +70,23 @@ def workspace(spec: ModelSpec, n_ctx: int, chunk: int, threads: int) -> list[Buf
         *_activations("last", HEAD_ROWS, spec.d_model),
         Buffer("logits", (HEAD_ROWS, spec.vocab)),
         Buffer("scratch", (threads, scratch), "u1"),
+        *(_screen(spec) if screened else ()),
     ]
 
 
-def workspace_bytes(spec: ModelSpec, n_ctx: int, chunk: int, threads: int) -> int:
+def _screen(spec: ModelSpec) -> list[Buffer]:
+    """Of a screened head: the rotated hidden state, and what plm_screen in plm.h asks for."""
+    tiles = head_screen.tiles_of(spec)
+    return [
+        *_activations("screen", 1, head_screen.width(spec)),
+        Buffer("peaks", (tiles + 1,), "i4"),
+        Buffer("chosen", (tiles,), "i4"),
+        Buffer("tails", (tiles, 4)),
+    ]
+
+
+def workspace_bytes(
+    spec: ModelSpec, n_ctx: int, chunk: int, threads: int, screened: bool = False
+) -> int:
     """Bytes of the whole workspace."""
-    return sum(buffer.nbytes for buffer in workspace(spec, n_ctx, chunk, threads))
+    return sum(buffer.nbytes for buffer in workspace(spec, n_ctx, chunk, threads, screened))

@@ -25,12 +25,15 @@ def load(
     cache_type: str | None = None,
     isa: str | None = None,
     force: bool = False,
+    head: str = "full",
 ) -> Session:
     """A session on a bundle folder or a .gguf file (layout `latent` or `plm`).
 
     What is not given comes from the bundle's plan (for a bare file: from its own formats), or from
     this machine where they differ: each difference is a line on stderr. force allows an `n_ctx`
-    above the trained context, if it fits. Raises FileFormatError, DoesNotFit, UsageError.
+    above the trained context, if it fits. head="screened" reads the exact rows of the likeliest
+    tokens only, where the file was exported for it. Raises FileFormatError, DoesNotFit, UsageError,
+    UnsupportedError.
     """
     if backend not in BACKENDS:
         raise UnsupportedError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
@@ -49,7 +52,8 @@ def load(
         )
         for line in differences:
             print(f"plm-edge: {line}", file=sys.stderr)
-        return model.session(plan.n_ctx, cast(CacheType, plan.cache_type), plan.threads, isa)
+        cache = cast(CacheType, plan.cache_type)
+        return model.session(plan.n_ctx, cache, plan.threads, isa, head)
     except BaseException:
         model.close()
         raise

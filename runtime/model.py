@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plm_edge import head_screen
 from plm_edge.cache_layout import CacheType
-from plm_edge.errors import FileFormatError
+from plm_edge.errors import FileFormatError, UnsupportedError, UsageError
 from plm_edge.gguf_file import GgufFile
 from plm_edge.gguf_spec import spec_from_gguf
 from plm_edge.gguf_tensors import tensors_of
@@ -18,6 +19,9 @@ from plm_edge.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from plm_edge.runtime.session import Session
+
+
+HEADS = ("full", "screened")
 
 
 class Model:
@@ -40,6 +44,10 @@ class Model:
                     f"{path.name}: expected at most {self.spec.vocab} tokens (rows of the "
                     f"embedding), found {self.tokenizer.n_tokens}; export the model again"
                 )
+            self.screen_tiles: int | None = None  # what a screened head reads, if there is one
+            if head_screen.COARSE in self.weights:
+                metadata = self.file.metadata
+                self.screen_tiles = head_screen.tiles_to_read(metadata, self.spec, path.name)
         except BaseException:
             self.close()
             raise
@@ -50,12 +58,23 @@ class Model:
         cache_type: CacheType = "f16",
         threads: int = 1,
         isa: str | None = None,
+        head: str = "full",
     ) -> Session:
-        """A new sequence on these weights; n_ctx tokens, by default the trained context."""
+        """A new sequence on these weights; n_ctx tokens, by default the trained context.
+
+        head: "full" or "screened" (UnsupportedError where the file has none).
+        """
         from plm_edge.runtime.session import Session
 
+        if head not in HEADS:
+            raise UsageError(f"expected a head of {', '.join(HEADS)}, found {head!r}")
+        if head == "screened" and self.screen_tiles is None:
+            raise UnsupportedError(
+                f"{self.path.name}: expected a screened head, found the full one alone; export "
+                "the model with --head screened, or use --head full"
+            )
         n_ctx = self.spec.n_ctx_train if n_ctx is None else n_ctx
-        return Session(self, n_ctx, cache_type, threads, isa)
+        return Session(self, n_ctx, cache_type, threads, isa, head)
 
     def close(self) -> None:
         """Let go of the weights; the file stays mapped for the sessions that are still open."""
@@ -71,6 +90,11 @@ class Model:
     def sha256(self) -> str:
         """Of the file as it is mapped; a saved session belongs to it."""
         return self.file.sha256()
+
+    @property
+    def head(self) -> MappedWeight:
+        """What makes the logits."""
+        return self.weights["token_embd.weight" if self.spec.tied else "output.weight"]
 
     def layer(self, i: int) -> Mapping[str, MappedWeight]:
         """The weights of layer i: "attn_q", "ffn_up" and so on."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from plm_edge import head_screen
+from plm_edge.arrangements import TILE, arranged_bytes
 from plm_edge.cache_layout import CacheType
 from plm_edge.kinds.recorder import CacheRows
 from plm_edge.native import kernels as native
@@ -155,3 +157,21 @@ class KernelRecorder:
     def down(self, down: MappedWeight, units: str, y: str) -> None:
         args = native.Down(*self._head(), self._matrix(down), self._at(units), self._at(y))
         self._add("down", args)
+
+    def screened_head(
+        self, head: MappedWeight, screen: Mapping[str, MappedWeight], tiles: int, x: str, y: str
+    ) -> None:
+        """Y (1, vocab) = head . x (1, d_model), exact in the `tiles` tiles that promise most."""
+        self.product(screen[head_screen.ROTATION], x, "screen")
+        self.pack("screen")
+        self.product(screen[head_screen.COARSE], "screen", y)
+        args = native.Screen(
+            *self._head(),
+            self._matrix(head),
+            self._vectors(x),
+            *(self._at(name) for name in (y, "peaks", "chosen", "tails")),
+            arranged_bytes(head.arrangement, head.format, TILE, head.cols),
+            tiles,
+        )
+        for name in ("peak", "choose", "rescore", "level"):
+            self._add(name, args)

@@ -37,10 +37,17 @@ class Session:
     """
 
     def __init__(
-        self, model: Model, n_ctx: int, cache_type: CacheType, threads: int, isa: str | None
+        self,
+        model: Model,
+        n_ctx: int,
+        cache_type: CacheType,
+        threads: int,
+        isa: str | None,
+        head: str = "full",
     ) -> None:
         _check_counts(n_ctx, threads)
         self.model, self.spec, self.tokenizer = model, model.spec, model.tokenizer
+        self.head = head
         self._attention, self._ffn = ATTENTION[self.spec.attention], FFN[self.spec.ffn]
         self.n_ctx, self.threads, self._chunk = n_ctx, threads, min(PREFILL_CHUNK, n_ctx)
         self.isa, self._isa_at = native.find_isa(isa)
@@ -48,7 +55,7 @@ class Session:
         layout = CacheLayout(self.spec.rank, self.spec.rope, cache_type)
         try:
             self._cache = layout.empty(n_ctx, self.spec.layers)
-            self._buffers = _allocate(workspace(self.spec, n_ctx, self._chunk, threads))
+            self._buffers = _allocate(self._workspace())
         except (MemoryError, ValueError):
             raise DoesNotFit(
                 f"expected memory for a context of {n_ctx} tokens, the system has less; "
@@ -79,10 +86,24 @@ class Session:
                 chunk = checked[start : start + self._chunk]
                 self._run_chunk(chunk)
                 if all_logits:
-                    self._run_head(rows[start : start + len(chunk)], first=0)
+                    self._run_head(rows[start : start + len(chunk)], 0, self._head)
             if not all_logits:
-                self._run_head(rows, first=len(chunk) - 1)
+                self._run_head(rows, len(chunk) - 1, self._last_head)
         return rows if all_logits else rows[0]
+
+    def hidden_states(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Append ids; what the head multiplies at each of them (len(ids), d_model).
+
+        Errors as in prefill.
+        """
+        with self._running():
+            checked = self._check_ids(ids, all_logits=False)
+            states = np.empty((len(checked), self.spec.d_model), np.float32)
+            for start in range(0, len(checked), self._chunk):
+                chunk = checked[start : start + self._chunk]
+                self._run_chunk(chunk)
+                self._run_head(states[start : start + len(chunk)], 0, self._norm, "last")
+        return states
 
     def step(self, token: int) -> Logits:
         """Append one id; the logits (vocab,) of what follows. Errors as in prefill."""
@@ -162,13 +183,14 @@ class Session:
         """Bytes of weights and cached rows that the last step read."""
         layout = CacheLayout(self.spec.rank, self.spec.rope, self.cache_type)
         rows = layout.bytes(self.n_past, self.spec.layers)
-        return rows + step_bytes(self.model.weights, self.spec, self._buffers.get("unit_rows"))
+        unit_rows = self._buffers.get("unit_rows")
+        tiles = self.model.screen_tiles if self.head == "screened" else None
+        return rows + step_bytes(self.model.weights, self.spec, unit_rows, tiles)
 
     @property
     def workspace_bytes(self) -> int:
         """Bytes of the buffers beside it (plm_edge/workspace.py)."""
-        wanted = workspace(self.spec, self.n_ctx, self._chunk, self.threads)
-        return sum(buffer.nbytes for buffer in wanted)
+        return sum(buffer.nbytes for buffer in self._workspace())
 
     def cached_rows(self) -> NDArray[Any]:
         """The rows in use as stored: (layers, n_past, row), a view."""
@@ -182,18 +204,17 @@ class Session:
 
     def _record(self) -> None:
         """The lists of kernels: a decode step; a chunk absorbed and expanded; the head."""
-        decode, head = self._layers(one_token=True), self._recorder(self._head_step)
+        decode, head = self._layers(one_token=True), self._logits(screened=False)
+        last = self._logits(screened=True) if self.head == "screened" else head
         self._chunks = {
             expanded: self._layers(one_token=False, expanded=expanded) for expanded in (False, True)
         }
-        output = self.model.weights["token_embd.weight" if self.spec.tied else "output.weight"]
-        head.norm("x", self.model.weights["output_norm.weight"], "last")
-        head.product(output, "last", "logits")
-        self._decode = native.op_array(decode.ops + head.ops)
-        self._head = native.op_array(head.ops)
+        self._decode = native.op_array(decode.ops + last.ops)
+        self._norm, self._head = native.op_array(head.ops[:1]), native.op_array(head.ops)
+        self._last_head = native.op_array(last.ops)
         self._absorbed = native.op_array(self._chunks[False].ops)
         self._expanded = native.op_array(self._chunks[True].ops)
-        self._kept = (decode.kept, head.kept, *(c.kept for c in self._chunks.values()))
+        self._kept = (decode.kept, head.kept, last.kept, *(c.kept for c in self._chunks.values()))
 
     def _recorder(
         self, step: native.Step, one_token: bool = False, expanded: bool = False
@@ -211,6 +232,20 @@ class Session:
             self._ffn.record(k, w)
         return k
 
+    def _logits(self, screened: bool) -> KernelRecorder:
+        k, model = self._recorder(self._head_step), self.model
+        k.norm("x", model.weights["output_norm.weight"], "last")
+        if screened:
+            assert model.screen_tiles is not None
+            k.screened_head(model.head, model.weights, model.screen_tiles, "last", "logits")
+        else:
+            k.product(model.head, "last", "logits")
+        return k
+
+    def _workspace(self) -> list[Buffer]:
+        screened = self.model.screen_tiles is not None
+        return workspace(self.spec, self.n_ctx, self._chunk, self.threads, screened)
+
     def _begin(self, ids: Sequence[int]) -> None:
         self._buffers["ids"][: len(ids)] = ids
         self._step.n_past, self._step.n_tokens = self.n_past, len(ids)
@@ -226,13 +261,15 @@ class Session:
             self._run(ops, first, 1 if first == 0 else first + each)
         self._ids += ids
 
-    def _run_head(self, rows: Logits, first: int) -> None:
-        """Logits of the hidden states x[first : first + len(rows)] into rows."""
+    def _run_head(
+        self, rows: Logits, first: int, head: ctypes.Array[native.Op], out: str = "logits"
+    ) -> None:
+        """What `head` makes of the hidden states x[first : first + len(rows)] into rows."""
         for start in range(0, len(rows), HEAD_ROWS):
             n = min(HEAD_ROWS, len(rows) - start)
             self._head_step.n_tokens, self._head_step.first = n, first + start
-            self._run(self._head, 0, len(self._head))
-            rows[start : start + n] = self._buffers["logits"][:n]
+            self._run(head, 0, len(head))
+            rows[start : start + n] = self._buffers[out][:n]
 
     def _run(self, ops: ctypes.Array[native.Op], first: int, last: int) -> None:
         assert self._pool is not None

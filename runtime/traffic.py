@@ -7,6 +7,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from plm_edge import head_screen
+from plm_edge.arrangements import TILE, arranged_bytes
 from plm_edge.formats import format_of
 from plm_edge.runtime.recorder import MappedWeight
 from plm_edge.spec import ModelSpec
@@ -15,22 +17,32 @@ _SCALE_BYTES = 2  # of a block, in Q8_0 and Q4_0
 
 
 def step_bytes(
-    weights: Mapping[str, MappedWeight], spec: ModelSpec, unit_rows: NDArray[Any] | None
+    weights: Mapping[str, MappedWeight],
+    spec: ModelSpec,
+    unit_rows: NDArray[Any] | None,
+    screen_tiles: int | None = None,
 ) -> int:
     """Bytes of one step. `unit_rows` (slices,): rows of `ffn_down` that its kernels read.
 
     Without it every row counts as read. The scales of a group of 32 units count as read: a group
-    without any active unit is rare.
+    without any active unit is rare. `screen_tiles`: tiles of the head that a screened one reads;
+    None for the full head.
     """
     embedding = weights["token_embd.weight"]
     total = embedding.data.nbytes // embedding.rows  # one row, whether or not it is the head too
     for name, weight in weights.items():
         if name == "token_embd.weight" and not spec.tied:
             continue
+        if name in head_screen.FORMATS and screen_tiles is None:
+            continue
         total += weight.data.nbytes
         if weight.arrangement == "group32" and unit_rows is not None:
             idle = 1 - float(unit_rows.sum()) / (spec.layers * spec.d_ffn)
             total -= round(idle * (weight.data.nbytes - _scales(weight)))
+    if screen_tiles is not None:
+        head = weights["token_embd.weight" if spec.tied else "output.weight"]
+        tile = arranged_bytes(head.arrangement, head.format, TILE, head.cols)
+        total -= head.data.nbytes - screen_tiles * tile
     return total
 
 
