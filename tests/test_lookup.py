@@ -28,7 +28,6 @@ SAMPLERS = {
     "greedy, no penalty": {"temperature": 0.0, "repeat_penalty": 1.0, "seed": 1},
     "sampled": {"temperature": 1.5, "seed": 4},
     "cool": {"temperature": 0.6, "seed": 5},
-    "penalized": {"temperature": 1.0, "repeat_penalty": 2.0, "seed": 6},
     "hot": {"temperature": 4.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 11},
 }
 
@@ -57,18 +56,27 @@ class Outcome:
     ids: tuple[int, ...]
     generated: int
     reason: str | None
+    recent: tuple[tuple[int, ...], ...]  # ids the repeat penalty was shown, each time
     next_draw: float
 
 
 def outcome(
     session: Any, messages: Sequence[Message], lookup: bool, settings: dict[str, Any], **limits: Any
 ) -> tuple[Outcome, ChatStats]:
-    sampler = Sampler(**settings)
+    recent: list[tuple[int, ...]] = []
+
+    class Recording(Sampler):
+        def sample(self, logits: Any, recent_ids: Sequence[int] = ()) -> int:
+            recent.append(tuple(recent_ids))
+            return super().sample(logits, recent_ids)
+
+    sampler = Recording(**settings)
     answer = chat(session, messages, sampler=sampler, lookup=lookup, **limits)
     text = "".join(answer)
     stats = answer.stats
     draw = float(sampler._draws.random())
-    return Outcome(text, tuple(session.ids), stats.generated_tokens, stats.reason, draw), stats
+    ended = stats.generated_tokens, stats.reason
+    return Outcome(text, tuple(session.ids), *ended, tuple(recent), draw), stats
 
 
 def both(settings: dict[str, Any], n_ctx: int = 512, text: str = COPY, **limits: Any) -> ChatStats:
@@ -88,7 +96,6 @@ def test_the_answer_is_that_of_single_steps(settings: dict[str, Any]) -> None:
     stats = both(settings, max_tokens=200)
     assert 0 < stats.accepted_tokens <= stats.drafted_tokens
     both(settings, text="tell", max_tokens=200)
-    both(settings, text=COPY + "." * 90, max_tokens=80)  # whose ids the penalty has not seen lately
 
 
 def test_another_answer_would_show() -> None:
