@@ -256,11 +256,13 @@ PLM_API uint64_t plm_read(const uint8_t *data, size_t bytes);
 typedef struct plm_pool plm_pool;
 
 PLM_API size_t plm_pool_bytes(int threads);
-/* Starts threads - 1 workers in `memory` (plm_pool_bytes). Returns NULL where a thread cannot be had. */
+/* Starts threads - 1 workers in `memory` (plm_pool_bytes, on a multiple of 64). Returns NULL where a thread cannot be
+ * had. Workers without work sleep after some milliseconds. */
 PLM_API plm_pool *plm_pool_start(void *memory, int threads);
 PLM_API void plm_pool_stop(plm_pool *pool);
-/* Runs the list in order, the items of each op shared by all threads. Returns how many ops were done: fewer than n
- * where *cancel became nonzero in between. */
+/* Runs the list in order, the items of each op (fewer than 2^31) shared by all threads; an op's `items` is asked once,
+ * when all before it is done. Returns how many ops were done: fewer than n where *cancel became nonzero in between.
+ * After that no thread touches the list, its arguments or `cancel`. */
 PLM_API int plm_run(plm_pool *pool, const plm_op *ops, int n, const atomic_int *cancel);
 
 #endif

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Run the tests of the C code under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the
-# package, so that the library in use stays as it is.
+# package, so that the library in use stays as it is; before that the pool of threads alone, under
+# ThreadSanitizer too.
 #
 #     PYTHON=.venv/bin/python sh tests/native/sanitize.sh [pytest arguments]
 set -eu
@@ -18,6 +19,14 @@ trap 'rm -rf "$copy"' EXIT
 cp -R "$repo/plm_edge" "$repo/exporters" "$repo/runtime" "$repo/devices" "$repo/tests" \
     "$repo/pyproject.toml" "$copy"
 cd "$copy"
+
+for kind in thread address,undefined; do
+    # shellcheck disable=SC2086 # CC may carry options
+    $CC -std=c11 -O1 -g -pthread -fsanitize=$kind -fno-sanitize-recover=all -Iplm_edge/native \
+        tests/native/pool_stress.c plm_edge/native/pool.c -o pool_stress
+    for threads in 1 2 3 8; do ./pool_stress $threads 3000 $threads; done
+done
+
 "$python" plm_edge/native/build.py --sanitize
 
 # Python itself is not sanitized: the runtime has to come first, and what Python leaves allocated at
