@@ -205,6 +205,17 @@ def test_commands(start: Start, tmp_path: Path) -> None:
     assert "top_k 5" in again.expect("['END']")
 
 
+def test_stats_tell_of_drafts_and_lookup_outlives_a_load(start: Start) -> None:
+    run = start("--lookup", *GREEDY, "--repeat-penalty", "1", "-n", "100")  # ids that go round
+    run.type("hello\n")
+    run.expect("length]")
+    run.type("/stats\n")
+    assert re.search(r"; \d+ of \d+ drafted accepted;", run.expect("length]"))
+    run.type("/save fox\n/load fox\n/regen\n")
+    run.expect("loaded 2 messages")
+    assert "drafted accepted" in run.expect("length]")
+
+
 def test_history_is_kept_for_this_user_alone(start: Start, tmp_path: Path) -> None:
     run = start("-n", "1")
     run.type("a question to remember\n")
