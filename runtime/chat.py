@@ -70,7 +70,8 @@ class Answer(Iterator[str]):
         self._session, self._prompt, self._limits, self._sampler = session, prompt, limits, sampler
         self._ids = list(prompt.ids)
         self._stream = TextStream(session.tokenizer, limits.stop)
-        self._lookup = Lookup(prompt.ids) if lookup else None
+        # Rows of a call of several tokens come from the full head, those of a step from session.head.
+        self._lookup = Lookup(prompt.ids) if lookup and session.head == "full" else None
         self._cancelled = False
         self._generated = self._drafted = self._accepted = 0
         self._first_s: float | None = None
@@ -237,7 +238,8 @@ def chat(
 
     Where the conversation has outgrown the context, its oldest turns are left out and `notice` (a
     line on stderr by default) says so. Raises at once if the last message alone is too long.
-    `lookup` guesses tokens from earlier text where that is faster; it changes no token.
+    `lookup` guesses tokens from earlier text where that is faster; it changes no token, and does
+    nothing in a session with a screened head.
     """
     check_messages(messages)
     whole = isinstance(max_tokens, int) and not isinstance(max_tokens, bool)

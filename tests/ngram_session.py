@@ -71,6 +71,8 @@ class ByteTokenizer:
 class NgramSession:
     """Rows are ids; logits are log counts, the longest known context first."""
 
+    head = "full"
+
     def __init__(self, n_ctx: int = 256, corpus: str = CORPUS) -> None:
         self.tokenizer = ByteTokenizer()
         self.n_ctx = n_ctx

@@ -151,6 +151,13 @@ def test_a_stop_string_within_a_draft(stop: str) -> None:
     both(SAMPLERS["sampled"], stop=[stop], max_tokens=100)
 
 
+def test_a_screened_head_leaves_it_off() -> None:
+    session = NgramSession(512)
+    session.head = "screened"  # whose steps have other logits than its calls of several tokens
+    answer = chat(session, user(COPY), sampler=Sampler(temperature=0), lookup=True)
+    assert ("".join(answer), answer.stats.drafted_tokens) == (TALE, 0)
+
+
 def test_a_stop_token_is_never_drafted() -> None:
     seen: list[int] = []
 
