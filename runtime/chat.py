@@ -70,7 +70,7 @@ class Answer(Iterator[str]):
         self._session, self._prompt, self._limits, self._sampler = session, prompt, limits, sampler
         self._ids = list(prompt.ids)
         self._stream = TextStream(session.tokenizer, limits.stop)
-        # Rows of a call of several tokens come from the full head, those of a step from session.head.
+        # Calls of several tokens with all logits have the full head, steps that of the session.
         self._lookup = Lookup(prompt.ids) if lookup and session.head == "full" else None
         self._cancelled = False
         self._generated = self._drafted = self._accepted = 0
