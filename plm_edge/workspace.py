@@ -15,12 +15,12 @@ from plm_edge.spec import ModelSpec
 PREFILL_CHUNK = 256  # tokens that pass the layers together
 HEAD_ROWS = 8  # tokens whose logits are computed together
 MAX_THREADS = 256  # of a session
-_BYTES = {"f4": 4, "i4": 4, "i2": 2, "u1": 1}
+_BYTES = {"i8": 8, "f4": 4, "i4": 4, "i2": 2, "u1": 1}
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """One array of the workspace; dtype as numpy writes it (f4, i4, i2, u1)."""
+    """One array of the workspace; dtype as numpy writes it (f4, i8, i4, i2, u1)."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,6 +51,7 @@ def workspace(
 
     `screened`: the file carries a screened head.
     """
+    few = min(kernels.FEW, chunk)
     partial = kernels.partial_floats(spec.heads, spec.rank)
     scratch = kernels.attention_scratch(
         spec.heads, spec.nope, spec.rope, spec.v_head, spec.rank, chunk
@@ -63,10 +64,13 @@ def workspace(
         Buffer("q", (chunk, spec.heads * (spec.nope + spec.rope))),
         Buffer("kv_a", (chunk, spec.rank + spec.rope)),
         Buffer("q_latent", (chunk, spec.heads, spec.rank)),
-        Buffer("partial", (max(chunk, kernels.SLICES), partial)),
+        Buffer("partial", (max(chunk, few * kernels.SLICES), partial)),
         *_activations("heads", chunk, spec.heads * spec.v_head),
         *_activations("units", chunk, spec.d_ffn),
-        Buffer("fired", (kernels.SLICES, spec.d_model)),
+        Buffer("units.which", (chunk, spec.d_ffn), "u1"),
+        Buffer("units.count", (chunk, -(-spec.d_ffn // kernels.BLOCK)), "u1"),
+        Buffer("fired", (few, kernels.SLICES, spec.d_model)),
+        Buffer("unit_rows", (kernels.SLICES,), "i8"),
         *_activations("last", HEAD_ROWS, spec.d_model),
         Buffer("logits", (HEAD_ROWS, spec.vocab)),
         Buffer("scratch", (threads, scratch), "u1"),

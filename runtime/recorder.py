@@ -39,7 +39,7 @@ class KernelRecorder:
     step: native.Step
     buffers: Mapping[str, Array]
     cache_type: CacheType
-    one_token: bool
+    few: bool
     expanded: bool
     ops: list[native.Op] = field(default_factory=list)
     kept: list[object] = field(default_factory=list)  # what the ops point at outlives the recording
@@ -149,14 +149,28 @@ class KernelRecorder:
     def fire(self, up: MappedWeight, down: MappedWeight, x: str, y: str) -> None:
         fired = self._at("fired")
         args = native.Fire(
-            *self._head(), self._matrix(up), self._matrix(down), self._vectors(x), fired
+            *self._head(),
+            self._matrix(up),
+            self._matrix(down),
+            self._vectors(x),
+            self._at("units"),
+            fired,
+            self._at("unit_rows"),
         )
         self._add("fire", args)
-        self._add("gather", native.Gather(fired, self._at(y), self.spec.d_model))
+        step = ctypes.pointer(self.step)
+        self._add("gather", native.Gather(step, fired, self._at(y), self.spec.d_model))
+
+    def square(self, units: str) -> None:
+        step = ctypes.pointer(self.step)
+        self._add("square", native.Square(step, *self._fired(units), self.spec.d_ffn))
 
     def down(self, down: MappedWeight, units: str, y: str) -> None:
-        args = native.Down(*self._head(), self._matrix(down), self._at(units), self._at(y))
+        args = native.Down(*self._head(), self._matrix(down), *self._fired(units), self._at(y))
         self._add("down", args)
+
+    def _fired(self, units: str) -> tuple[int, int, int]:
+        return self._at(units), self._at(f"{units}.which"), self._at(f"{units}.count")
 
     def screened_head(
         self, head: MappedWeight, screen: Mapping[str, MappedWeight], tiles: int, x: str, y: str

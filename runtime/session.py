@@ -204,27 +204,27 @@ class Session:
 
     def _record(self) -> None:
         """The lists of kernels: a decode step; a chunk absorbed and expanded; the head."""
-        decode, head = self._layers(one_token=True), self._logits(screened=False)
+        few, head = self._layers(few=True), self._logits(screened=False)
         last = self._logits(screened=True) if self.head == "screened" else head
         self._chunks = {
-            expanded: self._layers(one_token=False, expanded=expanded) for expanded in (False, True)
+            expanded: self._layers(few=False, expanded=expanded) for expanded in (False, True)
         }
-        self._decode = native.op_array(decode.ops + last.ops)
+        self._decode, self._few = native.op_array(few.ops + last.ops), native.op_array(few.ops)
         self._norm, self._head = native.op_array(head.ops[:1]), native.op_array(head.ops)
         self._last_head = native.op_array(last.ops)
         self._absorbed = native.op_array(self._chunks[False].ops)
         self._expanded = native.op_array(self._chunks[True].ops)
-        self._kept = (decode.kept, head.kept, last.kept, *(c.kept for c in self._chunks.values()))
+        self._kept = (few.kept, head.kept, last.kept, *(c.kept for c in self._chunks.values()))
 
     def _recorder(
-        self, step: native.Step, one_token: bool = False, expanded: bool = False
+        self, step: native.Step, few: bool = False, expanded: bool = False
     ) -> KernelRecorder:
         return KernelRecorder(
-            self.spec, self._isa_at, step, self._buffers, self.cache_type, one_token, expanded
+            self.spec, self._isa_at, step, self._buffers, self.cache_type, few, expanded
         )
 
-    def _layers(self, one_token: bool, expanded: bool = False) -> KernelRecorder:
-        k = self._recorder(self._step, one_token, expanded)
+    def _layers(self, few: bool, expanded: bool = False) -> KernelRecorder:
+        k = self._recorder(self._step, few, expanded)
         k.embed(self.model.weights["token_embd.weight"], "ids", "x")
         for i in range(self.spec.layers):
             w: dict[str, MappedWeight] = dict(self.model.layer(i))
@@ -253,8 +253,12 @@ class Session:
     def _run_chunk(self, ids: list[int]) -> None:
         """The layers over a chunk of ids; x holds their last hidden states."""
         self._begin(ids)
-        expand = self._attention.expanding_pays(self.spec, self.n_past, len(ids))
-        ops = self._expanded if expand else self._absorbed
+        if len(ids) <= native.FEW:
+            ops = self._few
+        elif self._attention.expanding_pays(self.spec, self.n_past, len(ids)):
+            ops = self._expanded
+        else:
+            ops = self._absorbed
         # Layer by layer, so that Python sees a Ctrl-C between two of them.
         each = (len(ops) - 1) // self.spec.layers
         for first in (0, *range(1, len(ops), each)):

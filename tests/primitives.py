@@ -9,14 +9,26 @@ import numpy as np
 
 from plm_edge.native.kernels import BLOCK, FORMAT_CODES, TILE, Vectors, find_isa
 
-_TILE = CFUNCTYPE(None, c_void_p, c_int32, c_void_p, c_void_p)
-_ROW = CFUNCTYPE(c_float, c_void_p, c_int32, c_void_p)
-_ADD_ROW = CFUNCTYPE(None, c_void_p, c_int32, c_float, c_void_p)
-_UNITS = CFUNCTYPE(None, c_void_p, c_int32, c_int32, c_int32, c_void_p, c_int32, c_void_p)
-_PACK = CFUNCTYPE(None, c_void_p, c_int32, c_void_p, c_void_p, c_void_p)
-_DOT = CFUNCTYPE(c_float, c_void_p, c_void_p, c_int32)
-_ADD = CFUNCTYPE(None, c_float, c_void_p, c_int32, c_void_p)
-_WIDEN = CFUNCTYPE(None, c_void_p, c_int32, c_void_p)
+_I, _P, _F = c_int32, c_void_p, c_float
+_TYPES = {  # as plm_isa has them, in its order: one function, or one for each format
+    "tile": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
+    "row": CFUNCTYPE(_F, _P, _I, _P),
+    "add_rows": CFUNCTYPE(None, _P, _I, _P, _I, _P),
+    "units": CFUNCTYPE(None, _P, _I, _P, _I, _P),
+    "unit_rows": CFUNCTYPE(None, _P, _I, _I, _I, _I, _P),
+    "mix": CFUNCTYPE(None, _P, _P, _I, _P, _I, _P),
+    "pack": CFUNCTYPE(None, _P, _I, _F, _P, _P, _P),
+    "pack_halves": CFUNCTYPE(None, _P, _I, _F, _P, _P),
+    "weave": CFUNCTYPE(None, _P, _I, _I, _I, _I, _P),
+    "panel": CFUNCTYPE(None, _P, _P, _I, _P, _I, _P, _I, _I, _P, _I),
+    "weigh": CFUNCTYPE(None, _P, _P, _I, _P),
+    "exps": CFUNCTYPE(None, _P, _I),
+    "dot": CFUNCTYPE(_F, _P, _P, _I),
+    "add": CFUNCTYPE(None, _F, _P, _I, _P),
+    "widen": CFUNCTYPE(None, _P, _I, _P),
+}
+_BY_FORMAT = ("tile", "row", "add_rows", "units", "unit_rows")
+LARGEST, PANEL = 32767, 8191  # of plm.h
 
 
 class IsaTable(Structure):
@@ -24,14 +36,10 @@ class IsaTable(Structure):
 
     _fields_ = (
         ("name", c_char_p),
-        ("tile", _TILE * len(FORMAT_CODES)),
-        ("row", _ROW * len(FORMAT_CODES)),
-        ("add_row", _ADD_ROW * len(FORMAT_CODES)),
-        ("units", _UNITS * len(FORMAT_CODES)),
-        ("pack", _PACK),
-        ("dot", _DOT),
-        ("add", _ADD),
-        ("widen", _WIDEN),
+        *(
+            (name, kind * len(FORMAT_CODES) if name in _BY_FORMAT else kind)
+            for name, kind in _TYPES.items()
+        ),
     )
 
 
@@ -71,8 +79,22 @@ class Primitives:
         y, data = floats(TILE, np.nan), unaligned(data)
         act = Activations(x)
         function = self._table.tile[FORMAT_CODES[fmt]]
-        function(data.ctypes.data, len(x), ctypes.addressof(act.struct), y.ctypes.data)
+        function(data.ctypes.data, len(x), ctypes.addressof(act.struct), 1, y.ctypes.data, TILE)
         return y
+
+    def tile_of_tokens(self, fmt, data, x, stride=TILE + 3):
+        """x (T, cols) -> (T, 16); what lies between the rows of the result is left alone."""
+        x, data = np.atleast_2d(x), unaligned(data)
+        each = [Activations(row) for row in x]
+        joined = [np.concatenate([getattr(a, k) for a in each]) for k in ("x", "q", "scale", "sum")]
+        struct = Vectors(*(array.ctypes.data for array in joined))
+        y = floats(len(x) * stride, 7)
+        function = self._table.tile[FORMAT_CODES[fmt]]
+        arguments = (data.ctypes.data, x.shape[1], ctypes.addressof(struct), len(x))
+        function(*arguments, y.ctypes.data, stride)
+        rows = y.reshape(len(x), stride)
+        assert (rows[:, TILE:] == 7).all()
+        return rows[:, :TILE].copy()
 
     def row(self, fmt, data, x):
         data, act = unaligned(data), Activations(x)
@@ -80,27 +102,37 @@ class Primitives:
         got = function(data.ctypes.data, len(x), ctypes.addressof(act.struct))
         return np.array([got], np.float32)
 
-    def add_row(self, fmt, data, a, y):
-        data, out = unaligned(data), floats(len(y))
-        out[:] = y
-        self._table.add_row[FORMAT_CODES[fmt]](data.ctypes.data, len(y), a, out.ctypes.data)
+    def add_rows(self, fmt, data, a, y):
+        """y (n) + a (count) . rows (count, n); `data`: the packed rows."""
+        data, out, factors = unaligned(data), floats(len(y)), floats(np.size(a))
+        out[:], factors[:] = y, a
+        function = self._table.add_rows[FORMAT_CODES[fmt]]
+        function(data.ctypes.data, len(y), factors.ctypes.data, len(factors), out.ctypes.data)
         return out
 
-    def units(self, fmt, data, a, y, first=0, last=None):
+    def units(self, fmt, data, a, y):
         data, out, coefficients = unaligned(data), floats(len(y)), floats(len(a))
         out[:], coefficients[:] = y, a
-        self._table.units[FORMAT_CODES[fmt]](
-            data.ctypes.data,
-            len(y),
-            first,
-            len(y) if last is None else last,
-            coefficients.ctypes.data,
-            len(a),
-            out.ctypes.data,
-        )
+        pointers = (data.ctypes.data, len(y), coefficients.ctypes.data, len(a), out.ctypes.data)
+        self._table.units[FORMAT_CODES[fmt]](*pointers)
         return out
 
-    def pack(self, x):
+    def unit_rows(self, fmt, data, width, first, last, count):
+        """Weights (count, last - first) of a group."""
+        data, y = unaligned(data), floats(count * (last - first), np.nan)
+        function = self._table.unit_rows[FORMAT_CODES[fmt]]
+        function(data.ctypes.data, width, first, last, count, y.ctypes.data)
+        return y.reshape(count, last - first)
+
+    def mix(self, a, which, w, y):
+        factors, rows, out = floats(len(a)), floats(w.size), floats(len(y))
+        factors[:], rows[:], out[:] = a, w.reshape(-1), y
+        numbers = np.array(which, np.uint8)
+        pointers = (factors.ctypes.data, numbers.ctypes.data, len(a), rows.ctypes.data)
+        self._table.mix(*pointers, len(y), out.ctypes.data)
+        return out
+
+    def pack(self, x, most=LARGEST):
         """Returns q (cols), scale (cols / 32), sum (cols / 32)."""
         room = floats(len(x))
         room[:] = x
@@ -108,8 +140,60 @@ class Primitives:
         scale = np.full(len(x) // BLOCK, 99, np.float32)
         total = np.full(len(x) // BLOCK, 99, np.int32)
         arrays = (q, scale, total)
-        self._table.pack(room.ctypes.data, len(x), *(array.ctypes.data for array in arrays))
+        self._table.pack(room.ctypes.data, len(x), most, *(array.ctypes.data for array in arrays))
         return arrays
+
+    def pack_halves(self, halves, most=PANEL):
+        """Returns q (cols), scale (cols / 32)."""
+        room = unaligned(np.array(halves, np.uint16))
+        q = np.full(len(halves), 99, np.int16)
+        scale = np.full(len(halves) // BLOCK, 99, np.float32)
+        self._table.pack_halves(
+            room.ctypes.data, len(halves), most, q.ctypes.data, scale.ctypes.data
+        )
+        return q, scale
+
+    def panel(self, lanes, lane_scale, x, x_scale, y, across=False):
+        """y (T, 16) + panel . x: lanes (n, cols) with scales (n, blocks), x (T, cols) with its own.
+
+        across: the panel is woven from the transpose of `lanes`.
+        """
+        n, cols = lanes.shape
+        blocks = cols // BLOCK
+        source = np.ascontiguousarray(lanes.T if across else lanes, np.int16)
+        steps = (1, n) if across else (cols, 1)
+        woven = np.full(TILE * cols, 99, np.int16)
+        self._table.weave(source.ctypes.data, *steps, n, cols, woven.ctypes.data)
+        scales = np.zeros((blocks, TILE), np.float32)
+        scales[:, :n] = lane_scale.T
+        rows, row_scales = np.ascontiguousarray(x, np.int16), np.ascontiguousarray(x_scale)
+        out = floats(y.size)
+        out[:] = y.reshape(-1)
+        self._table.panel(
+            woven.ctypes.data,
+            scales.ctypes.data,
+            blocks,
+            rows.ctypes.data,
+            cols,
+            row_scales.ctypes.data,
+            blocks,
+            len(rows),
+            out.ctypes.data,
+            TILE,
+        )
+        return out.reshape(y.shape)
+
+    def weigh(self, a, b):
+        left, right = np.array(a, np.int16), np.array(b, np.int16)
+        y = np.full(len(left), 99, np.int16)
+        self._table.weigh(left.ctypes.data, right.ctypes.data, len(left), y.ctypes.data)
+        return y
+
+    def exps(self, x):
+        room = floats(len(x))
+        room[:] = x
+        self._table.exps(room.ctypes.data, len(x))
+        return room
 
     def dot(self, a, b):
         left, right = floats(len(a)), floats(len(b))

@@ -157,13 +157,13 @@ class Case:
     def run(self, name, ops, threads=2):
         size = (self.heads, self.nope, self.rope, self.v_head, self.rank)
         scratch_bytes = kernels.attention_scratch(*size, self.tokens)
-        slices = max(kernels.SLICES, self.tokens)
+        slices = max(kernels.SLICES * kernels.FEW, self.tokens)
         y = np.full((self.tokens, self.heads, self.v_head), np.nan, np.float32)
         room = (
             np.full(self.tokens * self.heads * self.rank, np.nan, np.float32),
             np.full(slices * kernels.partial_floats(self.heads, self.rank), np.nan, np.float32),
             y,
-            np.full(threads * scratch_bytes // 4, np.nan, np.float32),
+            kernels.aligned(threads * scratch_bytes).view(np.float32),
         )
         args = kernels.Attention(
             isa(name),
@@ -200,8 +200,10 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.fmt}-{c.n_past}-{c.tokens}")
 def test_attention(name, case, ops):
     want, got = case.reference(), case.run(name, ops)
-    # float32 with an integer step of 1/32,767 where W_uv is quantized
-    tolerance = 1e-4 if case.fmt.startswith("Q") and ops == LATENT else 1e-5
+    # float32; a step of 1/32,767 where W_uv is integers; of 1/8,191 in both factors of the scores,
+    # which reach 20 here, where the cache is no float32
+    in_integers = case.stored != "f32" and (ops == LATENT or case.fmt.startswith("Q"))
+    tolerance = 1e-3 if in_integers else 1e-4 if case.fmt.startswith("Q") else 1e-5
     close(got, want, tolerance)
     np.testing.assert_array_equal(case.run(name, ops, threads=3), got)
     bent = case.rows.copy()

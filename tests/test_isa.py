@@ -124,7 +124,7 @@ def test_scalar_units_equal_float64(fmt, width, fire):
 def test_scalar_add_row_equals_float64(fmt, cols):
     (packed,), (w,) = random_rows(fmt, 1, cols)
     y = random_x(cols)
-    got = Primitives("scalar").add_row(fmt, packed, 0.7, y)
+    got = Primitives("scalar").add_rows(fmt, packed, [0.7], y)
     within(got, y + np.float32(0.7) * w, 3e-7 * (np.abs(y) + np.abs(w)))
 
 
@@ -172,10 +172,10 @@ def test_products_agree(name, fmt, cols):
 def test_rows_are_added_with_the_same_bits(name, fmt, cols):
     (packed,), _ = random_rows(fmt, 1, cols)
     y = random_x(cols)
-    want = Primitives("scalar").add_row(fmt, packed, 0.7, y)
-    same_bits(Primitives(name).add_row(fmt, packed, 0.7, y), want)
+    want = Primitives("scalar").add_rows(fmt, packed, [0.7], y)
+    same_bits(Primitives(name).add_rows(fmt, packed, [0.7], y), want)
     with pytest.raises(AssertionError):
-        same_bits(Primitives(name).add_row(fmt, packed, 0.71, y), want)
+        same_bits(Primitives(name).add_rows(fmt, packed, [0.71], y), want)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -191,18 +191,6 @@ def test_units_give_the_same_bits(name, fmt, width, fire):
             same_bits(Primitives(name).units(fmt, data, a * np.float32(1.01), y), want)
     else:
         same_bits(want, y)
-
-
-@pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("fmt", FORMATS)
-@pytest.mark.parametrize(("first", "last"), [(0, 32), (32, 96), (64, 160), (128, 160)])
-def test_units_write_their_outputs_only(name, fmt, first, last):
-    data, _, a = units_of(fmt, 160, 32, 5)
-    y = random_x(160, seed=3)
-    whole = Primitives("scalar").units(fmt, data, a, y)
-    want = y.copy()
-    want[first:last] = whole[first:last]
-    same_bits(Primitives(name).units(fmt, data, a, y, first, last), want)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -320,7 +308,7 @@ def test_what_is_not_a_number_shows(name, fmt, bad):
     got = one.units(fmt, group, a, y)
     assert not np.isfinite(got).any()
     same_bits(np.isnan(got), np.isnan(scalar.units(fmt, group, a, y)))
-    assert not np.isfinite(one.add_row(fmt, packed[0], bad, y)).any()
+    assert not np.isfinite(one.add_rows(fmt, packed[0], [bad], y)).any()
 
 
 @pytest.mark.parametrize("name", SETS)

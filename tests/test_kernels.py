@@ -112,23 +112,35 @@ class Pair:
         return np.maximum(x @ self.up.values.T, 0) ** 2 @ self.down.values.T
 
     def fused(self, name, x, y, threads=1):
-        rows, out = Rows(x), y.copy()
-        partial = np.full((kernels.SLICES, self.d_model), np.nan, np.float32)
+        rows, tokens = Rows(x), np.atleast_2d(x).shape[0]
+        out = y.copy()
+        partial = np.full((tokens, kernels.SLICES, self.d_model), np.nan, np.float32)
+        units = np.full((tokens, self.d_ffn), np.nan, np.float32)
+        self.unit_rows = np.zeros(kernels.SLICES, np.int64)
+        now = step(tokens)
         fire = kernels.Fire(
-            isa(name), step(1), self.up.struct, self.down.struct, rows.struct, partial.ctypes.data
+            isa(name),
+            now,
+            self.up.struct,
+            self.down.struct,
+            rows.struct,
+            units.ctypes.data,
+            partial.ctypes.data,
+            self.unit_rows.ctypes.data,
         )
-        gather = kernels.Gather(partial.ctypes.data, out.ctypes.data, self.d_model)
+        gather = kernels.Gather(now, partial.ctypes.data, out.ctypes.data, self.d_model)
         assert run(("fire", fire), ("gather", gather), threads=threads)
         return out
 
     def down_of(self, name, x, y):
-        units = np.maximum(np.atleast_2d(x) @ self.up.values.T, 0).astype(np.float32) ** 2
-        units = np.ascontiguousarray(units)
-        out = y.copy()
-        args = kernels.Down(
-            isa(name), step(len(units)), self.down.struct, units.ctypes.data, out.ctypes.data
-        )
-        assert run(("down", args))
+        units = (np.atleast_2d(x) @ self.up.values.T).astype(np.float32)
+        units, out, tokens = np.ascontiguousarray(units), y.copy(), len(np.atleast_2d(x))
+        which = np.full(units.shape, 99, np.uint8)
+        count = np.full((tokens, -(-self.d_ffn // 32)), 99, np.uint8)
+        fired = (units.ctypes.data, which.ctypes.data, count.ctypes.data)
+        square = kernels.Square(step(tokens), *fired, self.d_ffn)
+        down = kernels.Down(isa(name), step(tokens), self.down.struct, *fired, out.ctypes.data)
+        assert run(("square", square), ("down", down))
         return out
 
 
@@ -146,6 +158,19 @@ def test_the_fused_pair_equals_the_dense_one(name, fmt, d_model, d_ffn):
     bent[np.abs(x).argmax()] *= 1.1
     with pytest.raises(AssertionError):
         close(pair.fused(name, bent, y), want, TOLERANCE)
+
+
+@pytest.mark.parametrize(("fmt", "d_model", "d_ffn"), PAIRS)
+def test_few_tokens_get_the_bits_they_get_alone(name, fmt, d_model, d_ffn):
+    pair, x, y = Pair(fmt, d_model, d_ffn), normal(5, d_model), normal(5, d_model, seed=2)
+    got = pair.fused(name, x, y, threads=2)
+    union = pair.unit_rows.sum()
+    alone = [(pair.fused(name, *row), pair.unit_rows.sum()) for row in zip(x, y, strict=True)]
+    np.testing.assert_array_equal(got, [out for out, _ in alone])
+    counts = [count for _, count in alone]
+    fired = (x @ pair.up.values.T > 0).astype(int)
+    assert union == fired.any(axis=0).sum(), "a row is read once, for whoever needs it"
+    np.testing.assert_array_equal(counts, fired.sum(axis=1))
 
 
 @pytest.mark.parametrize(("fmt", "d_model", "d_ffn"), PAIRS)
@@ -188,7 +213,7 @@ def test_the_bits_do_not_depend_on_the_threads(name, fmt):
 def test_a_cancelled_list_stops_before_the_next_op(name, threads):
     def add_one(y):
         kept.append(np.ones(kernels.SLICES, np.float32))
-        return "gather", kernels.Gather(kept[-1].ctypes.data, ctypes.addressof(y), 1)
+        return "gather", kernels.Gather(step(1), kept[-1].ctypes.data, ctypes.addressof(y), 1)
 
     kept = []
     first, cancel, last = (ctypes.c_float(0) for _ in range(3))

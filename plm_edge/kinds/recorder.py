@@ -24,7 +24,7 @@ CacheRows = NDArray[Any]  # one layer's cache (n_ctx, row), as plm_edge/cache_la
 class Recorder(Protocol):
     """Appends kernels to the list of one kind of call."""
 
-    one_token: bool  # the list is for calls of one token
+    few: bool  # the list is for a decode step, or for the few tokens that are as cheap
     expanded: bool  # keys and values are built for every head (long prefill)
 
     def norm(self, x: str, weight: Weight, y: str) -> None:
@@ -49,7 +49,10 @@ class Recorder(Protocol):
         """The same through a key and a value for every head and row."""
 
     def fire(self, up: Weight, down: Weight, x: str, y: str) -> None:
-        """Y (1, d_model) += down . max(0, up . x)^2, reading only the units that fired."""
+        """Y (T, d_model) += down . max(0, up . x)^2, reading only the units that fired."""
+
+    def square(self, units: str) -> None:
+        """The squared ReLU of units (T, d_ffn), and which of them fired."""
 
     def down(self, down: Weight, units: str, y: str) -> None:
-        """Y (T, d_model) += down . units (T, d_ffn), idle units skipped."""
+        """Y (T, d_model) += down . units, as `square` left them: idle ones are skipped."""

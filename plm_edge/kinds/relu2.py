@@ -55,16 +55,17 @@ def record(k: Recorder, w: Mapping[str, Weight]) -> None:
     """One layer's feed-forward as a list of kernels: x += W_down . max(0, W_up . norm(x))^2.
 
     Names in quotes are buffers of the workspace. With `ffn_down` laid out unit by unit an idle unit
-    is a row that is not read; for one token both matrices pass in one kernel.
+    is a row that is not read; for few tokens both matrices pass in one kernel.
     """
     k.norm("x", w["ffn_norm"], "h")
     by_unit = w["ffn_down"].arrangement == "group32"
-    if by_unit and k.one_token:
+    if by_unit and k.few:
         k.fire(w["ffn_up"], w["ffn_down"], "h", "x")
         return
     k.product(w["ffn_up"], "h", "units")
-    k.pack("units", square=True)
     if by_unit:
+        k.square("units")
         k.down(w["ffn_down"], "units", "x")
     else:
+        k.pack("units", square=True)
         k.product(w["ffn_down"], "units", "x", add=True)

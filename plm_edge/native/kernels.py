@@ -25,7 +25,7 @@ import numpy as np
 from plm_edge.errors import OutputError, UnsupportedError
 from plm_edge.native import lib
 
-BLOCK, TILE, SLICES = 32, 16, 16
+BLOCK, TILE, SLICES, FEW = 32, 16, 16, 8
 FORMAT_CODES = {"F32": 0, "F16": 1, "BF16": 2, "Q8_0": 3, "Q4_0": 4}
 ARRANGEMENT_CODES = {"rows": 0, "tile16x4": 1, "group32": 2}
 CACHE_CODES = {"f32": 0, "f16": 1, "q8_0": 2}
@@ -152,19 +152,51 @@ class Attention(Structure):
 class Fire(Structure):
     """plm_fire."""
 
-    _fields_ = (*_ISA_STEP, ("up", Matrix), ("down", Matrix), ("x", Vectors), ("partial", c_void_p))
+    _fields_ = (
+        *_ISA_STEP,
+        ("up", Matrix),
+        ("down", Matrix),
+        ("x", Vectors),
+        ("h", c_void_p),
+        ("partial", c_void_p),
+        ("unit_rows", c_void_p),
+    )
 
 
 class Gather(Structure):
     """plm_gather."""
 
-    _fields_ = (("partial", c_void_p), ("y", c_void_p), ("width", c_int32))
+    _fields_ = (
+        ("step", POINTER(Step)),
+        ("partial", c_void_p),
+        ("y", c_void_p),
+        ("width", c_int32),
+    )
+
+
+class Square(Structure):
+    """plm_square."""
+
+    _fields_ = (
+        ("step", POINTER(Step)),
+        ("h", c_void_p),
+        ("which", c_void_p),
+        ("count", c_void_p),
+        ("units", c_int32),
+    )
 
 
 class Down(Structure):
     """plm_down."""
 
-    _fields_ = (*_ISA_STEP, ("down", Matrix), ("h", c_void_p), ("y", c_void_p))
+    _fields_ = (
+        *_ISA_STEP,
+        ("down", Matrix),
+        ("h", c_void_p),
+        ("which", c_void_p),
+        ("count", c_void_p),
+        ("y", c_void_p),
+    )
 
 
 class Screen(Structure):
@@ -209,6 +241,7 @@ OPS: tuple[tuple[str, type[Structure]], ...] = (
     ("expand", Attention),
     ("fire", Fire),
     ("gather", Gather),
+    ("square", Square),
     ("down", Down),
     ("peak", Screen),
     ("choose", Screen),

@@ -35,18 +35,18 @@ static inline void tile_float(const uint8_t *w, int32_t cols, const float *x, fl
         vst1q_f32(y + r, vpaddq_f32(vpaddq_f32(sum[r], sum[r + 1]), vpaddq_f32(sum[r + 2], sum[r + 3])));
 }
 
-void neon_tile_f32(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
-    tile_float(w, cols, x->f, y, PLM_F32);
+void neon_tile_f32(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
+    for (int64_t t = 0; t < tokens; t++) tile_float(w, cols, x->f + t * cols, y + t * stride, PLM_F32);
 }
-void neon_tile_f16(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
-    tile_float(w, cols, x->f, y, PLM_F16);
+void neon_tile_f16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
+    for (int64_t t = 0; t < tokens; t++) tile_float(w, cols, x->f + t * cols, y + t * stride, PLM_F16);
 }
-void neon_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
-    tile_float(w, cols, x->f, y, PLM_BF16);
+void neon_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
+    for (int64_t t = 0; t < tokens; t++) tile_float(w, cols, x->f + t * cols, y + t * stride, PLM_BF16);
 }
 
 /* A register for each row: four sums, which the block's end adds. */
-static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+static void one_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
     float32x4_t sums[4];
     for (int r = 0; r < 4; r++) sums[r] = vdupq_n_f32(0.0f);
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 544) {
@@ -71,6 +71,10 @@ static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, floa
     for (int r = 0; r < 4; r++) vst1q_f32(y + 4 * r, sums[r]);
 }
 
+static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
+    each_token(one_q8_0, w, cols, x, tokens, y, stride);
+}
+
 /* Products of two bytes fit 16 bits: sixteen of each limb can be added, 16 * 15 * 128 = 30,720 and
  * 16 * 15 * 255 = 61,200. */
 typedef struct {
@@ -91,7 +95,7 @@ static inline short_sums add_products(short_sums sum, uint8x16_t v, int8x16_t to
     return sum;
 }
 
-static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+static void one_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
     float32x4_t sums[4];
     for (int r = 0; r < 4; r++) sums[r] = vdupq_n_f32(0.0f);
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 288) {
@@ -121,6 +125,10 @@ static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, floa
         }
     }
     for (int r = 0; r < 4; r++) vst1q_f32(y + 4 * r, sums[r]);
+}
+
+static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
+    each_token(one_q4_0, w, cols, x, tokens, y, stride);
 }
 
 /* ---- plain ggml rows ---- */
@@ -184,9 +192,15 @@ static inline void add_float(const uint8_t *w, int32_t n, float a, float *y, int
     memcpy(y + c, end, (size_t)(n - c) * sizeof *y);
 }
 
-void neon_add_f32(const uint8_t *w, int32_t n, float a, float *y) { add_float(w, n, a, y, PLM_F32); }
-void neon_add_f16(const uint8_t *w, int32_t n, float a, float *y) { add_float(w, n, a, y, PLM_F16); }
-void neon_add_bf16(const uint8_t *w, int32_t n, float a, float *y) { add_float(w, n, a, y, PLM_BF16); }
+void neon_add_f32(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
+    for (int32_t i = 0; i < count; i++) add_float(w + i * plm_row_bytes(PLM_F32, n), n, a[i], y, PLM_F32);
+}
+void neon_add_f16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
+    for (int32_t i = 0; i < count; i++) add_float(w + i * plm_row_bytes(PLM_F16, n), n, a[i], y, PLM_F16);
+}
+void neon_add_bf16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
+    for (int32_t i = 0; i < count; i++) add_float(w + i * plm_row_bytes(PLM_BF16, n), n, a[i], y, PLM_BF16);
+}
 void neon_add(float a, const float *x, int32_t n, float *y) { add_float((const void *)x, n, a, y, PLM_F32); }
 
 /* y[0..16) += d * 16 signed bytes. */
@@ -198,14 +212,14 @@ static inline void add_bytes(float *y, float d, int8x16_t bytes) {
     add4(y + 12, d, vcvtq_f32_s32(vmovl_high_s16(v1)));
 }
 
-void neon_add_q8_0(const uint8_t *w, int32_t n, float a, float *y) {
+static void add_q8_0(const uint8_t *w, int32_t n, float a, float *y) {
     for (; n > 0; n -= PLM_BLOCK, w += 34, y += PLM_BLOCK) {
         float d = a * scale_at(w);
         for (int i = 0; i < PLM_BLOCK; i += 16) add_bytes(y + i, d, as_signed(vld1q_u8(w + 2 + i)));
     }
 }
 
-void neon_add_q4_0(const uint8_t *w, int32_t n, float a, float *y) {
+static void add_q4_0(const uint8_t *w, int32_t n, float a, float *y) {
     const int8x16_t eight = vdupq_n_s8(8);
     for (; n > 0; n -= PLM_BLOCK, w += 18, y += PLM_BLOCK) {
         float d = a * scale_at(w);
@@ -215,14 +229,21 @@ void neon_add_q4_0(const uint8_t *w, int32_t n, float a, float *y) {
     }
 }
 
+void neon_add_q8_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
+    for (int32_t i = 0; i < count; i++) add_q8_0(w + i * plm_row_bytes(PLM_Q8_0, n), n, a[i], y);
+}
+void neon_add_q4_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
+    for (int32_t i = 0; i < count; i++) add_q4_0(w + i * plm_row_bytes(PLM_Q4_0, n), n, a[i], y);
+}
+
 void neon_widen(const uint16_t *f16, int32_t n, float *y) {
     int32_t i = 0;
     for (; i + 4 <= n; i += 4) vst1q_f32(y + i, load4(f16 + i, PLM_F16));
     for (; i < n; i++) y[i] = plm_f16(f16[i]);
 }
 
-void neon_pack(const float *x, int32_t cols, int16_t *q, float *scale, int32_t *sum) {
-    const float32x4_t limit = vdupq_n_f32(32767.0f);
+void neon_pack(const float *x, int32_t cols, float most_q, int16_t *q, float *scale, int32_t *sum) {
+    const float32x4_t limit = vdupq_n_f32(most_q);
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, x += PLM_BLOCK, q += PLM_BLOCK) {
         float32x4_t v[8], most4 = vdupq_n_f32(0.0f), whole4 = most4;
         for (int i = 0; i < 8; i++) {
@@ -231,13 +252,13 @@ void neon_pack(const float *x, int32_t cols, int16_t *q, float *scale, int32_t *
             whole4 = vaddq_f32(whole4, vsubq_f32(v[i], v[i])); /* 0, or NaN where a value is NaN or infinite */
         }
         float most = vmaxvq_f32(most4), whole = vaddvq_f32(whole4);
-        scale[b] = most / 32767.0f + whole;
-        sum[b] = 0;
+        scale[b] = most / most_q + whole;
+        if (sum) sum[b] = 0;
         if (!(most > 1e-30f && whole == 0.0f)) {
             memset(q, 0, PLM_BLOCK * sizeof *q);
             continue;
         }
-        float inverse = 32767.0f / most;
+        float inverse = most_q / most;
         int32x4_t total = vdupq_n_s32(0);
         for (int i = 0; i < 8; i++) {
             float32x4_t scaled = vmaxq_f32(vmulq_n_f32(v[i], inverse), vnegq_f32(limit));
@@ -245,24 +266,23 @@ void neon_pack(const float *x, int32_t cols, int16_t *q, float *scale, int32_t *
             vst1_s16(q + 4 * i, vmovn_s32(whole_numbers));
             total = vaddq_s32(total, whole_numbers);
         }
-        sum[b] = vaddvq_s32(total);
+        if (sum) sum[b] = vaddvq_s32(total);
     }
 }
 
 /* ---- groups of 32 units ---- */
 
-static inline void units_float(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a,
-                               int32_t units, float *y, int format) {
+static inline void units_float(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, int format) {
     const int64_t size = size_of(format);
     const uint8_t *row[PLM_BLOCK];
     float factor[PLM_BLOCK];
-    int32_t count = 0, o = first;
+    int32_t count = 0, o = 0;
     for (int32_t n = 0; n < units; n++) {
         if (a[n] == 0.0f) continue; /* a NaN is not 0: it flows on and shows */
         row[count] = w + n * (width * size);
         factor[count++] = a[n];
     }
-    for (; o + 16 <= last; o += 16) {
+    for (; o + 16 <= width; o += 16) {
         float32x4_t sum[4];
         for (int i = 0; i < 4; i++) sum[i] = vld1q_f32(y + o + 4 * i);
         for (int32_t k = 0; k < count; k++)
@@ -270,25 +290,22 @@ static inline void units_float(const uint8_t *w, int32_t width, int32_t first, i
                 sum[i] = vaddq_f32(sum[i], vmulq_n_f32(load4(row[k] + (o + 4 * i) * size, format), factor[k]));
         for (int i = 0; i < 4; i++) vst1q_f32(y + o + 4 * i, sum[i]);
     }
-    for (int32_t k = 0; k < count; k++) add_float(row[k] + o * size, last - o, factor[k], y + o, format);
+    for (int32_t k = 0; k < count; k++) add_float(row[k] + o * size, width - o, factor[k], y + o, format);
 }
 
-void neon_units_f32(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
-                    float *y) {
-    units_float(w, width, first, last, a, units, y, PLM_F32);
+void neon_units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+    units_float(w, width, a, units, y, PLM_F32);
 }
-void neon_units_f16(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
-                    float *y) {
-    units_float(w, width, first, last, a, units, y, PLM_F16);
+void neon_units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+    units_float(w, width, a, units, y, PLM_F16);
 }
-void neon_units_bf16(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
-                     float *y) {
-    units_float(w, width, first, last, a, units, y, PLM_BF16);
+void neon_units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+    units_float(w, width, a, units, y, PLM_BF16);
 }
 
 int32_t neon_find_fired(const uint8_t *rows, int64_t bytes, const float *a, fired *f) {
     int16_t q[PLM_BLOCK];
-    neon_pack(a, PLM_BLOCK, q, &f->scale, &f->sum);
+    neon_pack(a, PLM_BLOCK, PLM_LARGEST, q, &f->scale, &f->sum);
     f->count = f->sum_bottom = 0;
     for (int32_t n = 0; n < PLM_BLOCK; n++) {
         if (a[n] == 0.0f) continue;
@@ -305,12 +322,11 @@ int32_t neon_find_fired(const uint8_t *rows, int64_t bytes, const float *a, fire
     return f->count;
 }
 
-static void units_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
-                       float *y) {
+static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
     fired f;
     (void)units; /* integer groups are whole */
     if (!neon_find_fired(w + 2 * (int64_t)width, width, a, &f)) return;
-    for (int32_t o = first; o < last; o += PLM_BLOCK) {
+    for (int32_t o = 0; o < width; o += PLM_BLOCK) {
         int32x4_t sum[8];
         for (int i = 0; i < 8; i++) sum[i] = vdupq_n_s32(0);
         for (int32_t k = 0; k < f.count; k++) {
@@ -339,12 +355,11 @@ static inline void add_short_sums(int32x4_t *sum, const short_sums *s) {
     }
 }
 
-static void units_q4_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
-                       float *y) {
+static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
     fired f;
     (void)units;
     if (!neon_find_fired(w + 2 * (int64_t)width, width / 2, a, &f)) return;
-    for (int32_t o = first; o < last; o += PLM_BLOCK) {
+    for (int32_t o = 0; o < width; o += PLM_BLOCK) {
         int32x4_t sum[8];
         for (int i = 0; i < 8; i++) sum[i] = vdupq_n_s32(-8 * f.sum);
         for (int32_t from = 0; from < f.count; from += 16) { /* as many as 16-bit sums can hold */
@@ -363,13 +378,32 @@ static void units_q4_0(const uint8_t *w, int32_t width, int32_t first, int32_t l
     }
 }
 
+void neon_unit_rows_f32(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y) { plm_scalar.unit_rows[PLM_F32](w, width, first, last, units, y); }
+void neon_unit_rows_f16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y) { plm_scalar.unit_rows[PLM_F16](w, width, first, last, units, y); }
+void neon_unit_rows_bf16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y) { plm_scalar.unit_rows[PLM_BF16](w, width, first, last, units, y); }
+void neon_unit_rows_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y) { plm_scalar.unit_rows[PLM_Q8_0](w, width, first, last, units, y); }
+void neon_unit_rows_q4_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y) { plm_scalar.unit_rows[PLM_Q4_0](w, width, first, last, units, y); }
+void neon_mix(const float *a, const uint8_t *which, int32_t count, const float *w, int32_t n, float *y) { plm_scalar.mix(a, which, count, w, n, y); }
+void neon_pack_halves(const uint16_t *x, int32_t cols, float most, int16_t *q, float *scale) { plm_scalar.pack_halves(x, cols, most, q, scale); }
+void neon_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel) { plm_scalar.weave(x, lane, column, lanes, columns, panel); }
+void neon_panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride, const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride) { plm_scalar.panel(panel, scales, blocks, x, x_stride, x_scale, x_blocks, rows, y, stride); }
+void neon_weigh(const int16_t *a, const int16_t *b, int32_t n, int16_t *y) { plm_scalar.weigh(a, b, n, y); }
+void neon_exps(float *x, int32_t n) { plm_scalar.exps(x, n); }
+
 const plm_isa plm_neon = {
     .name = "neon",
     .tile = {neon_tile_f32, neon_tile_f16, neon_tile_bf16, tile_q8_0, tile_q4_0},
     .row = {neon_row_f32, neon_row_f16, neon_row_bf16, neon_row_q8_0, row_q4_0},
-    .add_row = {neon_add_f32, neon_add_f16, neon_add_bf16, neon_add_q8_0, neon_add_q4_0},
+    .add_rows = {neon_add_f32, neon_add_f16, neon_add_bf16, neon_add_q8_0, neon_add_q4_0},
     .units = {neon_units_f32, neon_units_f16, neon_units_bf16, units_q8_0, units_q4_0},
+    .unit_rows = {neon_unit_rows_f32, neon_unit_rows_f16, neon_unit_rows_bf16, neon_unit_rows_q8_0, neon_unit_rows_q4_0},
+    .mix = neon_mix,
     .pack = neon_pack,
+    .pack_halves = neon_pack_halves,
+    .weave = neon_weave,
+    .panel = neon_panel,
+    .weigh = neon_weigh,
+    .exps = neon_exps,
     .dot = neon_dot,
     .add = neon_add,
     .widen = neon_widen,

@@ -3,8 +3,7 @@
 #ifndef PLM_NEON_H
 #define PLM_NEON_H
 
-#include "plm.h"
-#include "plm_math.h"
+#include "kernels.h"
 
 #include <arm_neon.h>
 
@@ -110,31 +109,49 @@ static inline uint8x16x4_t four_units(const uint8_t *const *row, int32_t at) {
 /* Returns how many fired; `rows` are of `bytes` each. */
 int32_t neon_find_fired(const uint8_t *rows, int64_t bytes, const float *a, fired *f);
 
-void neon_tile_f32(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y);
-void neon_tile_f16(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y);
-void neon_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y);
+void neon_tile_f32(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
+void neon_tile_f16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
+void neon_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
 float neon_row_f32(const uint8_t *w, int32_t cols, const plm_vectors *x);
 float neon_row_f16(const uint8_t *w, int32_t cols, const plm_vectors *x);
 float neon_row_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x);
 float neon_row_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x);
-void neon_add_f32(const uint8_t *w, int32_t n, float a, float *y);
-void neon_add_f16(const uint8_t *w, int32_t n, float a, float *y);
-void neon_add_bf16(const uint8_t *w, int32_t n, float a, float *y);
-void neon_add_q8_0(const uint8_t *w, int32_t n, float a, float *y);
-void neon_add_q4_0(const uint8_t *w, int32_t n, float a, float *y);
-void neon_units_f32(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
-                    float *y);
-void neon_units_f16(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
-                    float *y);
-void neon_units_bf16(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
-                     float *y);
-void neon_pack(const float *x, int32_t cols, int16_t *q, float *scale, int32_t *sum);
+void neon_add_f32(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+void neon_add_f16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+void neon_add_bf16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+void neon_add_q8_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+void neon_add_q4_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+void neon_units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
+void neon_units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
+void neon_units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
+void neon_pack(const float *x, int32_t cols, float most, int16_t *q, float *scale, int32_t *sum);
 float neon_dot(const float *a, const float *b, int32_t n);
 void neon_add(float a, const float *x, int32_t n, float *y);
+void neon_unit_rows_f32(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+void neon_unit_rows_f16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+void neon_unit_rows_bf16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+void neon_unit_rows_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+void neon_unit_rows_q4_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+void neon_mix(const float *a, const uint8_t *which, int32_t count, const float *w, int32_t n, float *y);
+void neon_pack_halves(const uint16_t *x, int32_t cols, float most, int16_t *q, float *scale);
+void neon_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel);
+void neon_panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride, const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride);
+void neon_weigh(const int16_t *a, const int16_t *b, int32_t n, int16_t *y);
+void neon_exps(float *x, int32_t n);
 void neon_widen(const uint16_t *f16, int32_t n, float *y);
 
+/* Each token of x by itself, through the function of one token. */
+static inline void each_token(void (*one)(const uint8_t *, int32_t, const plm_vectors *, float *), const uint8_t *w,
+                              int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
+    for (int32_t t = 0; t < tokens; t++) {
+        plm_vectors at = plm_vector_at(x, t, cols);
+        one(w, cols, &at, y + (int64_t)t * stride);
+    }
+}
+
+
 /* Of the dotprod set (neon_dotprod.c). */
-void dotprod_tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y);
+void dotprod_tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
 float dotprod_row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x);
 
 #endif

@@ -6,7 +6,7 @@
 static inline uint8x16_t raised(uint8x16_t v) { return veorq_u8(v, vdupq_n_u8(128)); }
 
 /* A tile's register is four rows by four values, and a lane of the activations is what it is multiplied with. */
-static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+static void one_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
     float32x4_t sums[4];
     for (int r = 0; r < 4; r++) sums[r] = vdupq_n_f32(0.0f);
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 544) {
@@ -35,7 +35,11 @@ static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, floa
     for (int r = 0; r < 4; r++) vst1q_f32(y + 4 * r, sums[r]);
 }
 
-void dotprod_tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
+    each_token(one_q8_0, w, cols, x, tokens, y, stride);
+}
+
+static void one_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
     float32x4_t sums[4];
     for (int r = 0; r < 4; r++) sums[r] = vdupq_n_f32(0.0f);
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 288) {
@@ -62,6 +66,10 @@ void dotprod_tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, flo
     for (int r = 0; r < 4; r++) vst1q_f32(y + 4 * r, sums[r]);
 }
 
+void dotprod_tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
+    each_token(one_q4_0, w, cols, x, tokens, y, stride);
+}
+
 static inline int32x4_t products_q4_0(const uint8_t *w, const int16_t *q) {
     uint8x16_t v = vld1q_u8(w + 2), low = nibbles_low(v), high = nibbles_high(v);
     limbs q0 = split(q), q1 = split(q + 16);
@@ -73,12 +81,11 @@ float dotprod_row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
     return row_int(w, cols, x, PLM_Q4_0, products_q4_0);
 }
 
-static void units_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
-                       float *y) {
+static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
     fired f;
     (void)units; /* integer groups are whole */
     if (!neon_find_fired(w + 2 * (int64_t)width, width, a, &f)) return;
-    for (int32_t o = first; o < last; o += 16) {
+    for (int32_t o = 0; o < width; o += 16) {
         int32x4_t top[4];
         uint32x4_t bottom[4];
         for (int i = 0; i < 4; i++) top[i] = vdupq_n_s32(0), bottom[i] = vdupq_n_u32((uint32_t)(-128 * f.sum_bottom));
@@ -96,12 +103,11 @@ static void units_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t l
     }
 }
 
-static void units_q4_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
-                       float *y) {
+static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
     fired f;
     (void)units;
     if (!neon_find_fired(w + 2 * (int64_t)width, width / 2, a, &f)) return;
-    for (int32_t o = first; o < last; o += PLM_BLOCK) {
+    for (int32_t o = 0; o < width; o += PLM_BLOCK) {
         int32x4_t top[8]; /* outputs 4 i .. 4 i + 3: low nibbles, then high ones */
         uint32x4_t bottom[8];
         for (int i = 0; i < 8; i++) top[i] = vdupq_n_s32(0), bottom[i] = vdupq_n_u32((uint32_t)(-8 * f.sum));
@@ -126,9 +132,16 @@ const plm_isa plm_neon_dotprod = {
     .name = "neon-dotprod",
     .tile = {neon_tile_f32, neon_tile_f16, neon_tile_bf16, tile_q8_0, dotprod_tile_q4_0},
     .row = {neon_row_f32, neon_row_f16, neon_row_bf16, neon_row_q8_0, dotprod_row_q4_0},
-    .add_row = {neon_add_f32, neon_add_f16, neon_add_bf16, neon_add_q8_0, neon_add_q4_0},
+    .add_rows = {neon_add_f32, neon_add_f16, neon_add_bf16, neon_add_q8_0, neon_add_q4_0},
     .units = {neon_units_f32, neon_units_f16, neon_units_bf16, units_q8_0, units_q4_0},
+    .unit_rows = {neon_unit_rows_f32, neon_unit_rows_f16, neon_unit_rows_bf16, neon_unit_rows_q8_0, neon_unit_rows_q4_0},
+    .mix = neon_mix,
     .pack = neon_pack,
+    .pack_halves = neon_pack_halves,
+    .weave = neon_weave,
+    .panel = neon_panel,
+    .weigh = neon_weigh,
+    .exps = neon_exps,
     .dot = neon_dot,
     .add = neon_add,
     .widen = neon_widen,

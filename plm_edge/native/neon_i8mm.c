@@ -4,7 +4,7 @@
  * row side by side: with the shuffles it needs it would save a tenth. */
 #include "neon.h"
 
-static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+static void one_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
     float32x4_t sums[4];
     for (int r = 0; r < 4; r++) sums[r] = vdupq_n_f32(0.0f);
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 544) {
@@ -34,6 +34,10 @@ static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, floa
     for (int r = 0; r < 4; r++) vst1q_f32(y + 4 * r, sums[r]);
 }
 
+static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
+    each_token(one_q8_0, w, cols, x, tokens, y, stride);
+}
+
 static inline int32x4_t products_q8_0(const uint8_t *w, const int16_t *q) {
     int32x4_t top = vdupq_n_s32(0), bottom = top;
     for (int i = 0; i < PLM_BLOCK; i += 16) {
@@ -49,12 +53,11 @@ static float row_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
     return row_int(w, cols, x, PLM_Q8_0, products_q8_0);
 }
 
-static void units_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
-                       float *y) {
+static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
     fired f;
     (void)units; /* integer groups are whole */
     if (!neon_find_fired(w + 2 * (int64_t)width, width, a, &f)) return;
-    for (int32_t o = first; o < last; o += 16) {
+    for (int32_t o = 0; o < width; o += 16) {
         int32x4_t top[4], bottom[4];
         for (int i = 0; i < 4; i++) top[i] = bottom[i] = vdupq_n_s32(0);
         for (int32_t k = 0; k < f.count; k += 4) {
@@ -74,13 +77,12 @@ static void units_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t l
 }
 
 /* A byte is low + 16 high: the products of whole bytes less those of the low nibbles are 16 times the high ones'. */
-static void units_q4_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, const float *a, int32_t units,
-                       float *y) {
+static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
     fired f;
     (void)units;
     if (!neon_find_fired(w + 2 * (int64_t)width, width / 2, a, &f)) return;
     const int32x4_t start = vdupq_n_s32(-8 * f.sum);
-    for (int32_t o = first; o < last; o += PLM_BLOCK) {
+    for (int32_t o = 0; o < width; o += PLM_BLOCK) {
         int32x4_t top[4], top_byte[4];
         uint32x4_t bottom[4], bottom_byte[4];
         for (int i = 0; i < 4; i++) {
@@ -113,9 +115,16 @@ const plm_isa plm_neon_i8mm = {
     .name = "neon-i8mm",
     .tile = {neon_tile_f32, neon_tile_f16, neon_tile_bf16, tile_q8_0, dotprod_tile_q4_0},
     .row = {neon_row_f32, neon_row_f16, neon_row_bf16, row_q8_0, dotprod_row_q4_0},
-    .add_row = {neon_add_f32, neon_add_f16, neon_add_bf16, neon_add_q8_0, neon_add_q4_0},
+    .add_rows = {neon_add_f32, neon_add_f16, neon_add_bf16, neon_add_q8_0, neon_add_q4_0},
     .units = {neon_units_f32, neon_units_f16, neon_units_bf16, units_q8_0, units_q4_0},
+    .unit_rows = {neon_unit_rows_f32, neon_unit_rows_f16, neon_unit_rows_bf16, neon_unit_rows_q8_0, neon_unit_rows_q4_0},
+    .mix = neon_mix,
     .pack = neon_pack,
+    .pack_halves = neon_pack_halves,
+    .weave = neon_weave,
+    .panel = neon_panel,
+    .weigh = neon_weigh,
+    .exps = neon_exps,
     .dot = neon_dot,
     .add = neon_add,
     .widen = neon_widen,

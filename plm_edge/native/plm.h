@@ -20,6 +20,14 @@
 
 enum { PLM_BLOCK = 32, PLM_TILE = 16 };
 
+/* The largest size of both sides of a panel product: 32 * 8191^2 < 2^31. */
+enum { PLM_PANEL = 8191 };
+/* The largest activation against weights of at most 8 bits: 32 * 128 * 32767 < 2^31. */
+enum { PLM_LARGEST = 32767 };
+
+/* Most tokens of a call that takes the kernels of a decode step: few enough that weights are read once for all. */
+enum { PLM_FEW = 8 };
+
 /* Weight formats, in the order of every table below; plm_edge/native/kernels.py has the same order. */
 enum { PLM_F32, PLM_F16, PLM_BF16, PLM_Q8_0, PLM_Q4_0, PLM_FORMATS };
 
@@ -52,19 +60,38 @@ typedef struct {
 /* What an instruction set must be able to do. kernels.c says everything else once, for all of them. */
 typedef struct {
     const char *name;
-    /* y[16] = 16 rows of a tile times x. */
-    void (*tile[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, float *y);
+    /* y[t * stride + r] = row r of the 16 of a tile times token t of x. Every token gets the bits it would get alone. */
+    void (*tile[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                              int32_t stride);
     /* A plain row times x. */
     float (*row[PLM_FORMATS])(const uint8_t *row, int32_t cols, const plm_vectors *x);
-    /* y[0..n) += a * a plain row. */
-    void (*add_row[PLM_FORMATS])(const uint8_t *row, int32_t n, float a, float *y);
-    /* y[o] += sum over the units n of one group of a[n] * w[n][o], for outputs first <= o < last (both multiples
-     * of 32 unless last is the end). A unit whose a[n] is 0 is not read. width: outputs of the matrix. */
-    void (*units[PLM_FORMATS])(const uint8_t *group, int32_t width, int32_t first, int32_t last, const float *a,
-                               int32_t units, float *y);
-    /* One row of floats to integers: q = round(x / scale), scale = max|x| / 32767 of its block. A NaN or an
-     * infinity makes the scale NaN, so that it shows in every product. */
-    void (*pack)(const float *x, int32_t cols, int16_t *q, float *scale, int32_t *sum);
+    /* y[0..n) += sum over i < count of a[i] * plain row i of n values. */
+    void (*add_rows[PLM_FORMATS])(const uint8_t *rows, int32_t n, const float *a, int32_t count, float *y);
+    /* y[o] += sum over the units n of one group of a[n] * w[n][o]. A unit whose a[n] is 0 is not read.
+     * width: outputs of the matrix. */
+    void (*units[PLM_FORMATS])(const uint8_t *group, int32_t width, const float *a, int32_t units, float *y);
+    /* w[n * (last - first) + o - first] = weight of unit n of a group for output o, first <= o < last (both multiples
+     * of 32 unless last is the end). */
+    void (*unit_rows[PLM_FORMATS])(const uint8_t *group, int32_t width, int32_t first, int32_t last, int32_t units,
+                                   float *w);
+    /* y[0..n) += sum over k < count of a[k] * row which[k] of w (rows of n floats). */
+    void (*mix)(const float *a, const uint8_t *which, int32_t count, const float *w, int32_t n, float *y);
+    /* One row of floats to integers: q = round(x / scale), scale = max|x| / most of its block; `sum` may be NULL. A NaN
+     * or an infinity makes the scale NaN, so that it shows in every product. */
+    void (*pack)(const float *x, int32_t cols, float most, int16_t *q, float *scale, int32_t *sum);
+    /* The same of a row of halves. */
+    void (*pack_halves)(const uint16_t *x, int32_t cols, float most, int16_t *q, float *scale);
+    /* Panels: 16 lanes of 16-bit integers, in an order of the set's own. Column c of lane r is x[r * lane + c * column];
+     * lanes from `lanes` on are 0. columns is a multiple of 32. */
+    void (*weave)(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel);
+    /* y[t * stride + r] += sum over blocks b of (lane r of the panel times row t of x, in block b) * scales[16 b + r] *
+     * x_scale[t * x_blocks + b]; row t of x begins at t * x_stride. The sum of a block is exact where the products fit:
+     * |panel| <= PLM_PANEL and |x| <= PLM_PANEL, or |panel| <= 128 and any x. */
+    void (*panel)(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
+                  const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride);
+    /* y = a b / 2^15, rounded: floor((a b + 2^14) / 2^15), of numbers that are not both -2^15. */
+    void (*weigh)(const int16_t *a, const int16_t *b, int32_t n, int16_t *y);
+    void (*exps)(float *x, int32_t n); /* x = e^x for x <= 0: plm_exp of each */
     float (*dot)(const float *a, const float *b, int32_t n);
     void (*add)(float a, const float *x, int32_t n, float *y); /* y += a x */
     void (*widen)(const uint16_t *f16, int32_t n, float *y);
@@ -142,7 +169,8 @@ typedef struct {
     float eps;
 } plm_remember;
 
-/* Geometry and operands that the attention kernels share. kv_b (heads * (nope + v_head), rank) in ROWS: for each
+/* Geometry and operands that the attention kernels share. Rows of a cache of halves or bytes meet the queries as 16-bit
+ * integers of PLM_PANEL with a scale for each block of 32, a cache of floats as floats. kv_b (heads * (nope + v_head), rank) in ROWS: for each
  * head nope rows of W_uk, then v_head rows of W_uv. scale: of the scores. */
 typedef struct {
     const plm_isa *isa;
@@ -151,7 +179,7 @@ typedef struct {
     const float *q;       /* (T, heads, nope + rope), rotated */
     const void *cache;    /* n_ctx rows as `stored` says */
     float *q_latent;      /* (T, heads, rank): W_uk^T q */
-    float *partial;       /* slices of the context: plm_partial_floats() each */
+    float *partial;       /* slices of the context: plm_partial_floats() each, max(T, PLM_FEW * PLM_SLICES) of them */
     float *y;             /* (T, heads * v_head) */
     uint8_t *scratch;     /* plm_attention_scratch() bytes for each thread */
     int64_t scratch_bytes;
@@ -159,29 +187,42 @@ typedef struct {
     float scale;
 } plm_attention;
 
-/* The fused squared-ReLU pair for one token: partial (16, down.rows) = slices of down max(up x, 0)^2. A unit that
- * did not fire is a row that is not read. up TILE16X4, down GROUP32. */
+/* The fused squared-ReLU pair for T <= PLM_FEW tokens: h (T, down.cols) = max(up x, 0)^2 and partial (T, 16,
+ * down.rows) = slices of down h. A unit that fired for no token is a row that is not read; unit_rows (16) counts up those that are, slice by slice.
+ * up TILE16X4, down GROUP32. */
 typedef struct {
     const plm_isa *isa;
     const plm_step *step;
     plm_matrix up, down;
     plm_vectors x;
-    float *partial;
+    float *h, *partial;
+    int64_t *unit_rows;
 } plm_fire;
 
-/* y (width) += the 16 slices of partial, in their order. */
+/* y (T, width) += the 16 slices of partial (T, 16, width), in their order. */
 typedef struct {
+    const plm_step *step;
     const float *partial;
     float *y;
     int32_t width;
 } plm_gather;
 
-/* y (T, down.rows) += down h, h (T, down.cols) after the squared ReLU. down GROUP32. */
+/* The squared ReLU of h (T, units), in place, and which units fired: of each group of 32, count (T, groups) of them;
+ * their values and their numbers in the group are the first of that group in h and `which` (T, units). */
+typedef struct {
+    const plm_step *step;
+    float *h;
+    uint8_t *which, *count;
+    int32_t units;
+} plm_square;
+
+/* y (T, down.rows) += down h, with h, which and count as SQUARE leaves them. down GROUP32. */
 typedef struct {
     const plm_isa *isa;
     const plm_step *step;
     plm_matrix down;
     const float *h;
+    const uint8_t *which, *count;
     float *y;
 } plm_down;
 
@@ -214,6 +255,7 @@ enum {
     PLM_OP_EXPAND,   /* y = attention over keys and values built from the cached rows, head by head */
     PLM_OP_FIRE,
     PLM_OP_GATHER,
+    PLM_OP_SQUARE,
     PLM_OP_DOWN,
     PLM_OP_PEAK,    /* peaks of the coarse logits */
     PLM_OP_CHOOSE,  /* the best tiles */
@@ -232,7 +274,7 @@ typedef struct {
     const void *args;
 } plm_op;
 
-/* Slices of the units (FIRE) and of the context (ATTEND, shared between the tokens of the call). */
+/* Slices of the units (FIRE) and of the context (ATTEND of few tokens; of more tokens each is one slice). */
 enum { PLM_SLICES = 16 };
 
 PLM_API plm_kernel plm_kernel_of(int op);

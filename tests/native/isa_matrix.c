@@ -9,8 +9,7 @@
  * others under qemu; tests/test_isa.py is its bigger sister in Python.
  */
 #define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
-#include "plm.h"
-#include "plm_math.h"
+#include "kernels.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -152,7 +151,7 @@ static activations pack_of(guarded x, int32_t n) {
     size_t blocks = (size_t)(n / PLM_BLOCK);
     activations a = {x, take(blocks * PLM_BLOCK * 2), take(blocks * 4), take(blocks * 4), {0}};
     a.v = (plm_vectors){values(x), (void *)a.q.at, (void *)a.scale.at, (void *)a.sum.at};
-    plm_scalar.pack(a.v.f, (int32_t)blocks * PLM_BLOCK, a.v.q, a.v.scale, a.v.sum);
+    plm_scalar.pack(a.v.f, (int32_t)blocks * PLM_BLOCK, PLM_LARGEST, a.v.q, a.v.scale, a.v.sum);
     return a;
 }
 
@@ -178,11 +177,11 @@ static void products(int format, int32_t cols, int quant, float special) {
     float got[PLM_TILE + 1], want[PLM_TILE + 1], sizes[PLM_TILE + 1], size = 0.0f;
     for (int32_t i = 0; i < cols; i++) size += 2.0f * fabsf(values(x)[i]);
     for (int r = 0; r <= PLM_TILE; r++) sizes[r] = size;
-    plm_scalar.tile[format](tile.at, cols, &a.v, want);
+    plm_scalar.tile[format](tile.at, cols, &a.v, 1, want, PLM_TILE);
     want[PLM_TILE] = plm_scalar.row[format](plain.at, cols, &a.v);
     bend_at(tile.at + (is_integer(format) ? 2 * PLM_TILE : 0), format);
     bend_at(plain.at + (is_integer(format) ? 2 : 0), format);
-    tested->tile[format](tile.at, cols, &a.v, got);
+    tested->tile[format](tile.at, cols, &a.v, 1, got, PLM_TILE);
     got[PLM_TILE] = tested->row[format](plain.at, cols, &a.v);
     if (is_integer(format)) {
         same("tile", cols, format, got, want, PLM_TILE);
@@ -198,16 +197,17 @@ static void added_rows(int format, int32_t cols) {
     size_t bytes = bytes_of(format, 1, cols);
     guarded w = weights(format, bytes, 1, block_bytes[format] - 2, -1), y = floats(cols);
     guarded want = copy_of(y.at, (size_t)cols * sizeof(float));
-    plm_scalar.add_row[format](w.at, cols, 0.7f, values(want));
+    const float factor = 0.7f;
+    plm_scalar.add_rows[format](w.at, cols, &factor, 1, values(want));
     bend_at(w.at + (is_integer(format) ? 2 : 0), format);
-    tested->add_row[format](w.at, cols, 0.7f, values(y));
-    same("add_row", cols, format, values(y), values(want), cols);
+    tested->add_rows[format](w.at, cols, &factor, 1, values(y));
+    same("add_rows", cols, format, values(y), values(want), cols);
     drop(w), drop(y), drop(want);
 }
 
 /* ---- groups of units ---- */
 
-static void units(int format, int32_t width, int32_t first, int32_t last, int32_t count, int32_t fire, int quant,
+static void units(int format, int32_t width, int32_t count, int32_t fire, int quant,
                   float special) {
     int64_t quants = is_integer(format) ? PLM_BLOCK * (int64_t)width * (format == PLM_Q8_0 ? 2 : 1) / 2 : 0;
     size_t bytes = is_integer(format) ? (size_t)(2 * width + quants) : bytes_of(format, count, width);
@@ -225,14 +225,14 @@ static void units(int format, int32_t width, int32_t first, int32_t last, int32_
     for (int32_t n = 0; n < count; n++) /* an idle unit is not read: NaN in every float format */
         if (h[n] == 0.0f) memset(w.at + bytes - (size_t)(count - n) * unit, 0xff, unit);
     guarded want = copy_of(y.at, (size_t)width * sizeof(float));
-    plm_scalar.units[format](w.at, width, first, last, h, count, values(want));
+    plm_scalar.units[format](w.at, width, h, count, values(want));
     for (int32_t n = 0; bend && n < count; n++)
         if (fabsf(h[n]) > 1.0f) {
             size_t row = bytes - (size_t)(count - n) * unit;
-            bend_at(w.at + row + (size_t)first * unit / (size_t)width, format);
+            bend_at(w.at + row, format);
             break;
         }
-    tested->units[format](w.at, width, first, last, h, count, values(y));
+    tested->units[format](w.at, width, h, count, values(y));
     same("units", width, fire, values(y), values(want), width);
     drop(w), drop(y), drop(a), drop(want);
 }
@@ -244,7 +244,7 @@ static void packed(guarded x, int32_t n) {
     size_t bytes = (size_t)n * 2, blocks = (size_t)(n / PLM_BLOCK);
     guarded q = take(bytes), scale = take(blocks * 4), sum = take(blocks * 4);
     if (bend) values(x)[0] = -values(x)[0];
-    tested->pack(values(x), n, (void *)q.at, (void *)scale.at, (void *)sum.at);
+    tested->pack(values(x), n, PLM_LARGEST, (void *)q.at, (void *)scale.at, (void *)sum.at);
     compared++;
     int wrong = memcmp(q.at, a.q.at, bytes) || memcmp(sum.at, a.sum.at, blocks * 4);
     for (size_t b = 0; b < blocks; b++) {
@@ -307,28 +307,26 @@ static void every_half(void) {
 static void one_format(int format) {
     static const int32_t whole[] = {32, 64, 96, 160, 544}, any[] = {1, 3, 4, 7, 8, 13, 31, 32, 33, 64, 256, 513};
     static const int32_t fires[] = {1, 2, 3, 4, 5, 15, 16, 17, 31, 32};
-    static const int32_t ranges[][2] = {{0, 32}, {32, 96}, {64, 160}, {128, 160}};
     static const int32_t quants[] = {0x00, 0xff, 0x80, 0x7f};
     static const float specials[] = {NAN, INFINITY, -INFINITY};
     const int32_t *sizes = is_integer(format) ? whole : any, n = is_integer(format) ? 5 : 12;
     for (int i = 0; i < n; i++) {
         products(format, sizes[i], -1, 0.0f);
         added_rows(format, sizes[i]);
-        for (int k = 0; k < 10; k++) units(format, sizes[i], 0, sizes[i], PLM_BLOCK, fires[k], -1, 0.0f);
+        for (int k = 0; k < 10; k++) units(format, sizes[i], PLM_BLOCK, fires[k], -1, 0.0f);
     }
-    for (int i = 0; i < 4; i++) units(format, 160, ranges[i][0], ranges[i][1], PLM_BLOCK, 5, -1, 0.0f);
     if (!is_integer(format)) /* a group of floats may be short */
-        for (int k = 0; k < 5; k++) units(format, 37, 0, 37, fires[k], fires[k], -1, 0.0f);
+        for (int k = 0; k < 5; k++) units(format, 37, fires[k], fires[k], -1, 0.0f);
     if (bend) return;
     for (int i = 0; i < 3; i++) {
         products(format, 64, -1, specials[i]);
-        units(format, 64, 0, 64, PLM_BLOCK, 3, -1, specials[i]);
+        units(format, 64, PLM_BLOCK, 3, -1, specials[i]);
     }
-    units(format, 96, 0, 96, PLM_BLOCK, 0, -1, 0.0f);
+    units(format, 96, PLM_BLOCK, 0, -1, 0.0f);
     for (int i = 0; is_integer(format) && i < 4; i++) /* the largest sums */
         for (float x = -5.0f; x <= 5.0f; x += 5.0f) {
             products(format, 96, quants[i], x);
-            units(format, 96, 0, 96, PLM_BLOCK, x == 0.0f ? 0 : PLM_BLOCK, quants[i], x);
+            units(format, 96, PLM_BLOCK, x == 0.0f ? 0 : PLM_BLOCK, quants[i], x);
         }
 }
 

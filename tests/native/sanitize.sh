@@ -10,7 +10,7 @@ python=$(command -v "${PYTHON:-python3}")
 case $python in /*) ;; *) python=$PWD/$python ;; esac
 CC=${CC:-gcc}
 export CC
-[ $# -gt 0 ] || set -- tests/test_isa.py tests/test_kernels.py tests/test_attention_kernels.py \
+[ $# -gt 0 ] || set -- tests/test_isa.py tests/test_isa_panels.py tests/test_kernels.py tests/test_attention_kernels.py \
     tests/test_formats.py tests/test_tokenizer.py tests/test_session.py
 
 repo=$(cd "$(dirname "$0")/../.." && pwd)
@@ -43,7 +43,7 @@ import sys
 sys.path.insert(0, "tests")
 import numpy as np
 from primitives import Primitives
-Primitives("scalar").add_row("F32", np.zeros(4, np.uint8), 1.0, np.zeros(2, np.float32))
+Primitives("scalar").add_rows("F32", np.zeros(4, np.uint8), [1.0], np.zeros(2, np.float32))
 '
 if watched -c "$past_the_end" 2> report || ! grep -q heap-buffer-overflow report; then
     echo "expected the sanitizer to report a read past the end, found no report:" >&2

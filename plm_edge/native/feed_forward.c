@@ -1,0 +1,135 @@
+/* The squared-ReLU pair: down max(up x, 0)^2, idle units skipped. For few tokens both matrices pass in one kernel
+ * (FIRE, GATHER), bound by memory; for many, bound by arithmetic, up is a product like others and SQUARE and DOWN do
+ * the rest. */
+#include "kernels.h"
+
+enum { GATHER_OUTPUTS = 256, DOWN_OUTPUTS = 128, LINE = 64 }; /* DOWN_OUTPUTS: 32 units of them are 16 KB, half an L1 */
+
+static int64_t unit_bytes(const plm_matrix *down) {
+    if (down->format == PLM_Q4_0) return down->rows / 2;
+    return down->format == PLM_Q8_0 ? down->rows : plm_row_bytes(down->format, down->rows);
+}
+
+static int32_t units_of(const plm_matrix *down, int32_t g) { return plm_min(PLM_BLOCK, down->cols - g * PLM_BLOCK); }
+
+/* Where group g of 32 units lies; `rows`: where its unit rows begin. Float formats have no scales before them. */
+static const uint8_t *group_at(const plm_matrix *down, int32_t g, const uint8_t **rows) {
+    int64_t scales = down->format >= PLM_Q8_0 ? 2 * (int64_t)down->rows : 0;
+    const uint8_t *group = down->data + g * (scales + PLM_BLOCK * unit_bytes(down));
+    *rows = group + scales;
+    return group;
+}
+
+/* A NaN is not <= 0: it flows on and shows. */
+static float squared_relu(float x) { return x <= 0.0f ? 0.0f : x * x; }
+
+size_t plm_fire_items(const void *p) {
+    (void)p;
+    return PLM_SLICES;
+}
+
+/* The units of a slice: h (T, units) of the whole layer, these columns. */
+static void fire_up(const plm_fire *a, int32_t first, int32_t last) {
+    int64_t tile = plm_tile_bytes(a->up.format, a->up.cols), units = a->down.cols;
+    int32_t tokens = a->step->n_tokens;
+    float h[PLM_FEW * PLM_TILE];
+    for (int32_t unit = first; unit < last; unit += PLM_TILE) {
+        a->isa->tile[a->up.format](a->up.data + unit / PLM_TILE * tile, a->up.cols, &a->x, tokens, h, PLM_TILE);
+        for (int32_t t = 0; t < tokens; t++)
+            for (int32_t i = 0; i < plm_min(PLM_TILE, last - unit); i++)
+                a->h[t * units + unit + i] = squared_relu(h[t * PLM_TILE + i]);
+    }
+}
+
+/* Ask memory for the rows of group g that fired for any token. Returns how many that are. */
+static int32_t ask_for_group(const plm_fire *a, int32_t g) {
+    const uint8_t *rows, *scales = group_at(&a->down, g, &rows);
+    int64_t bytes = unit_bytes(&a->down), all = a->down.cols;
+    int32_t count = 0;
+    for (int32_t i = 0; i < units_of(&a->down, g); i++) {
+        int fired = 0;
+        for (int32_t t = 0; t < a->step->n_tokens; t++) fired |= a->h[t * all + g * PLM_BLOCK + i] != 0.0f;
+        count += fired;
+        for (int64_t at = 0; fired && at < bytes; at += LINE) __builtin_prefetch(rows + i * bytes + at);
+    }
+    for (const uint8_t *at = scales; count && at < rows; at += LINE) __builtin_prefetch(at);
+    return count;
+}
+
+void plm_fire_item(const void *p, size_t slice, int thread) {
+    const plm_fire *a = p;
+    int64_t groups = (a->down.cols + PLM_BLOCK - 1) / PLM_BLOCK, width = a->down.rows;
+    int32_t first = (int32_t)(groups * (int64_t)slice / PLM_SLICES);
+    int32_t last = (int32_t)(groups * ((int64_t)slice + 1) / PLM_SLICES), count;
+    float *y = a->partial + (int64_t)slice * width;
+    (void)thread;
+    for (int32_t t = 0; t < a->step->n_tokens; t++)
+        memset(y + t * PLM_SLICES * width, 0, (size_t)width * sizeof *y);
+    if (first == last) return;
+    fire_up(a, first * PLM_BLOCK, plm_min(last * PLM_BLOCK, a->down.cols));
+    count = ask_for_group(a, first);
+    for (int32_t g = first; g < last; g++) { /* down of one group while the next one comes */
+        const uint8_t *rows, *group = group_at(&a->down, g, &rows);
+        int32_t ahead = g + 1 < last ? ask_for_group(a, g + 1) : 0;
+        for (int32_t t = 0; t < a->step->n_tokens && count; t++)
+            a->isa->units[a->down.format](group, a->down.rows, a->h + (int64_t)t * a->down.cols + g * PLM_BLOCK,
+                                          units_of(&a->down, g), y + t * PLM_SLICES * width);
+        a->unit_rows[slice] += count;
+        count = ahead;
+    }
+}
+
+size_t plm_gather_items(const void *p) {
+    const plm_gather *a = p;
+    return (size_t)a->step->n_tokens * plm_ceil_div((size_t)a->width, GATHER_OUTPUTS);
+}
+
+void plm_gather_item(const void *p, size_t item, int thread) {
+    const plm_gather *a = p;
+    int32_t parts = (int32_t)plm_ceil_div((size_t)a->width, GATHER_OUTPUTS), t = (int32_t)item / parts;
+    int32_t first = (int32_t)item % parts * GATHER_OUTPUTS, last = plm_min(a->width, first + GATHER_OUTPUTS);
+    const float *partial = a->partial + (int64_t)t * PLM_SLICES * a->width;
+    float *y = a->y + (int64_t)t * a->width;
+    (void)thread;
+    for (int32_t s = 0; s < PLM_SLICES; s++)
+        for (int32_t i = first; i < last; i++) y[i] += partial[(int64_t)s * a->width + i];
+}
+
+size_t plm_square_items(const void *p) { return (size_t)((const plm_square *)p)->step->n_tokens; }
+
+void plm_square_item(const void *p, size_t t, int thread) {
+    const plm_square *a = p;
+    float *h = a->h + (int64_t)t * a->units;
+    uint8_t *which = a->which + (int64_t)t * a->units;
+    uint8_t *count = a->count + (int64_t)t * (int64_t)plm_ceil_div((size_t)a->units, PLM_BLOCK);
+    (void)thread;
+    for (int32_t unit = 0; unit < a->units; unit += PLM_BLOCK) {
+        int32_t units = plm_min(PLM_BLOCK, a->units - unit), fired = 0;
+        for (int32_t i = 0; i < units; i++) { /* writes every value, keeps those that fired: no branch to guess */
+            float value = squared_relu(h[unit + i]);
+            h[unit + fired] = value;
+            which[unit + fired] = (uint8_t)i;
+            fired += value != 0.0f;
+        }
+        *count++ = (uint8_t)fired;
+    }
+}
+
+size_t plm_down_items(const void *p) { return plm_ceil_div((size_t)((const plm_down *)p)->down.rows, DOWN_OUTPUTS); }
+
+void plm_down_item(const void *p, size_t item, int thread) {
+    const plm_down *a = p;
+    int32_t width = a->down.rows, cols = a->down.cols, groups = (cols + PLM_BLOCK - 1) / PLM_BLOCK;
+    int32_t first = (int32_t)item * DOWN_OUTPUTS, last = plm_min(width, first + DOWN_OUTPUTS);
+    float w[PLM_BLOCK * DOWN_OUTPUTS];
+    (void)thread;
+    for (int32_t g = 0; g < groups; g++) {
+        const uint8_t *rows, *group = group_at(&a->down, g, &rows);
+        a->isa->unit_rows[a->down.format](group, width, first, last, units_of(&a->down, g), w);
+        for (int32_t t = 0; t < a->step->n_tokens; t++) {
+            int64_t at = (int64_t)t * cols + g * PLM_BLOCK;
+            a->isa->mix(a->h + at, a->which + at, a->count[(int64_t)t * groups + g], w, last - first,
+                        a->y + (int64_t)t * width + first);
+        }
+    }
+}

@@ -1,0 +1,50 @@
+/* What the files of kernels share: sizes of rows and tiles. */
+#ifndef PLM_KERNELS_H
+#define PLM_KERNELS_H
+
+#include "plm.h"
+#include "plm_math.h"
+
+static inline size_t plm_ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+static inline int32_t plm_min(int32_t a, int32_t b) { return a < b ? a : b; }
+static inline int32_t plm_whole_blocks(int32_t n) { return (n + PLM_BLOCK - 1) / PLM_BLOCK * PLM_BLOCK; }
+
+static inline int64_t plm_row_bytes(int format, int32_t cols) {
+    static const uint8_t block_bytes[PLM_FORMATS] = {4, 2, 2, 34, 18};
+    return (int64_t)block_bytes[format] * (format >= PLM_Q8_0 ? cols / PLM_BLOCK : cols);
+}
+
+/* Bytes of 16 rows in TILE16X4; a float tile is padded to whole groups of 4 columns. */
+static inline int64_t plm_tile_bytes(int format, int32_t cols) {
+    return PLM_TILE * plm_row_bytes(format, format >= PLM_Q8_0 ? cols : (cols + 3) / 4 * 4);
+}
+
+/* Row t of the activations. */
+static inline plm_vectors plm_vector_at(const plm_vectors *x, int64_t t, int32_t cols) {
+    int64_t blocks = cols / PLM_BLOCK;
+    plm_vectors at = {x->f ? x->f + t * cols : NULL, NULL, NULL, NULL};
+    if (x->q) at.q = x->q + t * cols, at.scale = x->scale + t * blocks, at.sum = x->sum + t * blocks;
+    return at;
+}
+
+/* Bytes of one cached row; stored: one of PLM_CACHE_. */
+static inline int64_t plm_cache_row_bytes(int stored, int32_t rank, int32_t rope) {
+    if (stored == PLM_CACHE_Q8_0) return rank + 2 * (rank / PLM_BLOCK + rope);
+    return (int64_t)(rank + rope) * (stored == PLM_CACHE_F16 ? 2 : 4);
+}
+
+/* One kernel of the table in kernels.c, defined in attention.c or feed_forward.c. */
+#define PLM_KERNEL(name)                              \
+    size_t plm_##name##_items(const void *args);      \
+    void plm_##name##_item(const void *args, size_t item, int thread);
+PLM_KERNEL(absorb)
+PLM_KERNEL(attend)
+PLM_KERNEL(unabsorb)
+PLM_KERNEL(expand)
+PLM_KERNEL(fire)
+PLM_KERNEL(gather)
+PLM_KERNEL(square)
+PLM_KERNEL(down)
+#undef PLM_KERNEL
+
+#endif
