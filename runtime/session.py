@@ -248,6 +248,7 @@ class Session:
 
     def _begin(self, ids: Sequence[int]) -> None:
         self._buffers["ids"][: len(ids)] = ids
+        self._buffers["unit_rows"][:] = 0
         self._step.n_past, self._step.n_tokens = self.n_past, len(ids)
 
     def _run_chunk(self, ids: list[int]) -> None:

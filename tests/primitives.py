@@ -83,7 +83,7 @@ class Primitives:
         return y
 
     def tile_of_tokens(self, fmt, data, x, stride=TILE + 3):
-        """x (T, cols) -> (T, 16); what lies between the rows of the result is left alone."""
+        """X (T, cols) -> (T, 16); what lies between the rows of the result is left alone."""
         x, data = np.atleast_2d(x), unaligned(data)
         each = [Activations(row) for row in x]
         joined = [np.concatenate([getattr(a, k) for a in each]) for k in ("x", "q", "scale", "sum")]
@@ -103,7 +103,7 @@ class Primitives:
         return np.array([got], np.float32)
 
     def add_rows(self, fmt, data, a, y):
-        """y (n) + a (count) . rows (count, n); `data`: the packed rows."""
+        """Y (n) + a (count) . rows (count, n); `data`: the packed rows."""
         data, out, factors = unaligned(data), floats(len(y)), floats(np.size(a))
         out[:], factors[:] = y, a
         function = self._table.add_rows[FORMAT_CODES[fmt]]
@@ -154,7 +154,7 @@ class Primitives:
         return q, scale
 
     def panel(self, lanes, lane_scale, x, x_scale, y, across=False):
-        """y (T, 16) + panel . x: lanes (n, cols) with scales (n, blocks), x (T, cols) with its own.
+        """Y (T, 16) + panel . x: lanes (n, cols) with scales (n, blocks), x (T, cols) with its own.
 
         across: the panel is woven from the transpose of `lanes`.
         """
