@@ -53,7 +53,9 @@ def command(
     from plm_edge.runtime.bench.plot import write_plot
     from plm_edge.runtime.bench.subject import Subject
 
-    _check(prompt, predict, repetitions, output, versus, plot)
+    _check_counts(prompt, predict, repetitions)
+    _check_names(cache_type, isa, output, versus)
+    _check_plot(plot, predict)
     wanted_depths = _numbers("-d", depths, 0, MAX_TOKENS)
     wanted_threads = (None,) if threads is None else _numbers("-t", threads, 1, 256)
     progress = Progress(f"export {model} for this machine")
@@ -81,30 +83,44 @@ def command(
         write_plot(plot, subject.name, results)
 
 
-def _check(
-    prompt: int, predict: int, repetitions: int, output: str, versus: str | None, plot: Path | None
-) -> None:
-    """Everything that can be wrong is said before anything is measured."""
-    from plm_edge.runtime.bench import report, rival
+# Everything that can be wrong is said before anything is measured.
 
+
+def _check_counts(prompt: int, predict: int, repetitions: int) -> None:
     for name, value, least in (("-p", prompt, 0), ("-n", predict, 0), ("-r", repetitions, 1)):
         if not least <= value <= MAX_TOKENS:
             raise UsageError(f"{name}: expected {least} to {MAX_TOKENS}, found {value}")
     if not prompt and not predict:
         raise UsageError("-p 0 -n 0: expected something to measure, found nothing")
-    if output not in report.FORMATS:
-        raise UsageError(f"-o: expected one of {', '.join(report.FORMATS)}, found {output!r}")
-    if plot is not None:
-        if plot.suffix != ".svg":
-            raise UsageError(f"--plot: expected a file that ends in .svg, found {plot.name!r}")
-        if not predict:
-            raise UsageError("--plot: expected tokens to decode (-n), found none")
-        if not plot.resolve().parent.is_dir():
-            raise OutputError(f"{plot.parent}: expected a folder to write to, found none")
+
+
+def _check_names(cache_type: str, isa: str | None, output: str, versus: str | None) -> None:
+    from plm_edge.cache_layout import CACHE_TYPES
+    from plm_edge.native.kernels import find_isa
+    from plm_edge.runtime.bench import report, rival
+
+    choices = (
+        ("-ctk", cache_type, CACHE_TYPES),
+        ("-o", output, report.FORMATS),
+        ("--vs", versus or RIVAL, (RIVAL,)),
+    )
+    for name, value, known in choices:
+        if value not in known:
+            raise UsageError(f"{name}: expected {' or '.join(known)}, found {value!r}")
+    find_isa(isa)
     if versus is not None:
-        if versus != RIVAL:
-            raise UsageError(f"--vs: expected {RIVAL}, found {versus!r}")
         rival.check_installed()
+
+
+def _check_plot(plot: Path | None, predict: int) -> None:
+    if plot is None:
+        return
+    if plot.suffix != ".svg":
+        raise UsageError(f"--plot: expected a file that ends in .svg, found {plot.name!r}")
+    if not predict:
+        raise UsageError("--plot: expected tokens to decode (-n), found none")
+    if not plot.resolve().parent.is_dir():
+        raise OutputError(f"{plot.parent}: expected a folder to write to, found none")
 
 
 def _numbers(option: str, text: str, least: int, most: int) -> tuple[int, ...]:

@@ -9,7 +9,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from plm_edge.devices import detect
 from plm_edge.errors import PlmEdgeError, UnsupportedError
+from plm_edge.native.bandwidth import BUFFER_BYTES
 from plm_edge.runtime.bench import rival
 from plm_edge.runtime.bench.case import OURS, THEIRS, Case, Result, Setting
 from plm_edge.runtime.bench.process import EngineDied, Process
@@ -36,17 +38,11 @@ class Task:
     cache_type: str = "f16"  # of our session
     isa: str | None = None
     rivals: Mapping[str, Path] = field(default_factory=dict)  # layout -> file for llama.cpp
-    buffer_bytes: int = 512 << 20  # for the plain read
 
     def cases(self, depth: int) -> list[Case]:
         """Those behind `depth` tokens."""
         both = [Case("pp", self.prompt, depth), Case("tg", self.predict, depth)]
         return [case for case in both if case.tokens]
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest case."""
-        return max(self.depths) + max(self.prompt, self.predict)
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,8 @@ def measure(task: Task, say: Say) -> Iterator[Result]:
     """Results as they come: for each number of threads and depth ours, and llama.cpp's fastest."""
     try:
         with Process() as reader:
-            reader.ask("open_reader", nbytes=task.buffer_bytes)
+            nbytes = min(BUFFER_BYTES, detect().usable_bytes // 8)
+            reader.ask("open_reader", nbytes=nbytes)
             for threads in task.threads:
                 for depth in task.depths:
                     yield from _at_depth(task, reader, threads, depth, say)

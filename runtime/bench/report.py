@@ -36,10 +36,10 @@ def _csv(_facts: Mapping[str, Any], results: Sequence[Result]) -> str:
 def _markdown(facts: Mapping[str, Any], results: Sequence[Result]) -> str:
     compared = any(result.ratios for result in results)
     heads = [*_HEADS, "plm-edge / this (least to most)"] if compared else list(_HEADS)
-    lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3)]
-    lines += [_cells(result)[: len(heads)] for result in results]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{table}\n\n{_sentence(facts, results)}"
+    rows = [heads, *(_cells(result)[: len(heads)] for result in results)]
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    lines.insert(1, "|---" * len(heads) + "|")
+    return "\n".join([*lines, "", _sentence(facts, results)])
 
 
 _HEADS = (
