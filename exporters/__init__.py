@@ -13,7 +13,7 @@ from plm_edge.bundle import MODEL_FILE, Manifest, new_bundle, write_manifest
 from plm_edge.checkpoint import open_checkpoint
 from plm_edge.checkpoint.hub import resolve_model
 from plm_edge.exporters.gguf_writer import Progress, file_bytes, header_bytes, write_gguf
-from plm_edge.exporters.screen import Calibration, from_states, screened
+from plm_edge.exporters.screen import Calibration, from_states, head_rows, screened
 from plm_edge.exporters.source import Source, from_checkpoint
 from plm_edge.gguf_spec import spec_to_gguf
 from plm_edge.layouts import file_tensors, layout_of
@@ -107,7 +107,8 @@ def _calibrated(source: Source, plan: Plan, calibration: Calibration, draft: Pat
     states = calibration.states(draft, calibration.text)
     draft.unlink()
     fmt = formats["token_embd.weight" if source.spec.tied else "output.weight"]
-    return screened(source, fmt, from_states(source.spec, source.packed_rows, fmt, states))
+    screen = from_states(head_rows(source, fmt), head_screen.width(source.spec), states)
+    return screened(source, fmt, screen)
 
 
 def _keys(source: Source, plan: Plan) -> dict[str, object]:

@@ -7,7 +7,7 @@ tiles have to be read so that the likeliest token was among them every time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from plm_edge import head_screen
 from plm_edge.arrangements import TILE
 from plm_edge.errors import NumericalError, UsageError
-from plm_edge.exporters.source import PackedRows, Source
+from plm_edge.exporters.source import Source
 from plm_edge.formats import dequantize, quantize
 from plm_edge.spec import ModelSpec
 
@@ -37,6 +37,14 @@ SYNTH_TILES = 512  # of random weights, where nothing can be calibrated; see doc
 
 
 @dataclass(frozen=True)
+class HeadRows:
+    """The head's rows as the file stores them, since these are the rows that decide."""
+
+    vocab: int
+    read: Callable[[int, int], Float32]  # (start, stop) -> (stop - start, d_model)
+
+
+@dataclass(frozen=True)
 class Calibration:
     """A text, and how to see what a model makes of it; the caller knows a session, we do not."""
 
@@ -52,11 +60,8 @@ class Screen:
     tiles: int  # of 16 rows, read exactly
 
 
-def from_states(spec: ModelSpec, packed_rows: PackedRows, fmt: str, states: Float32) -> Screen:
-    """Axes and tiles from last hidden states (T, d_model) of whole windows.
-
-    `fmt` is the format of the head, whose rows `packed_rows` gives.
-    """
+def from_states(head: HeadRows, width: int, states: Float32) -> Screen:
+    """`width` axes, and how many tiles to read, from states (T, d_model) of whole windows."""
     windows = len(states) // WINDOW
     if windows < FEWEST_WINDOWS:
         raise UsageError(
@@ -64,20 +69,23 @@ def from_states(spec: ModelSpec, packed_rows: PackedRows, fmt: str, states: Floa
             f"{len(states)}; give a longer one"
         )
     if not np.isfinite(states).all():
-        raise NumericalError(
-            "expected finite hidden states, found NaN or infinity; check the model"
-        )
+        raise NumericalError("expected finite hidden states, found NaN or infinity; check the file")
     left_out = np.arange(len(states)) // WINDOW % _LEFT_OUT == _LEFT_OUT - 1
-    fit = states[~left_out].astype(np.float64)
-    moment = fit.T @ fit / len(fit)  # (d_model, d_model)
-    _, vectors = np.linalg.eigh(moment)  # ascending
-    axes = vectors[:, ::-1][:, : head_screen.width(spec)].T
+    rotation = leading_axes(states[~left_out], width)
+    missed = ranks(head, rotation, states[left_out]).max()
+    tiles = -(-(int(missed) + 1) // _STEP) * _STEP
+    return Screen(rotation, min(tiles, -(-head.vocab // TILE)))
+
+
+def leading_axes(states: Float32, width: int) -> Float32:
+    """The `width` directions (width, d_model) in which states (T, d_model) are largest."""
+    exact = states.astype(np.float64)
+    _, vectors = np.linalg.eigh(exact.T @ exact / len(exact))  # weakest first
+    axes = vectors[:, ::-1][:, :width].T
     strongest = np.abs(axes).argmax(axis=1)
-    signs = np.sign(axes[np.arange(len(axes)), strongest])  # eigenvectors have none of their own
-    rotation = (axes * signs[:, None]).astype(np.float32)
-    ranks = _ranks(spec, packed_rows, fmt, rotation, states[left_out])
-    tiles = -(-(int(ranks.max()) + 1) // _STEP) * _STEP
-    return Screen(rotation, min(tiles, head_screen.tiles_of(spec)))
+    signs = np.sign(axes[np.arange(width), strongest])  # an eigenvector has none of its own
+    rotation: Float32 = (axes * signs[:, None]).astype(np.float32)
+    return rotation
 
 
 def random_screen(spec: ModelSpec, seed: int) -> Screen:
@@ -90,57 +98,56 @@ def random_screen(spec: ModelSpec, seed: int) -> Screen:
 
 def screened(source: Source, fmt: str, screen: Screen) -> Source:
     """The source with the two tensors of the screened head, made when they are asked for."""
-    head = source.packed_rows
+    given, head = source.packed_rows, head_rows(source, fmt)
 
     def packed_rows(name: str, as_fmt: str, start: int, stop: int) -> NDArray[np.uint8]:
         if name == head_screen.ROTATION:
             return quantize(as_fmt, screen.rotation[start:stop])
         if name == head_screen.COARSE:
-            rows = _head_rows(source.spec, head, fmt, start, stop)
-            return quantize(as_fmt, rows @ screen.rotation.T, first_row=start)
-        return head(name, as_fmt, start, stop)
+            return quantize(as_fmt, head.read(start, stop) @ screen.rotation.T, first_row=start)
+        return given(name, as_fmt, start, stop)
 
     vocabulary = {**source.vocabulary, head_screen.TILES_KEY: screen.tiles}
     return replace(source, packed_rows=packed_rows, vocabulary=vocabulary)
 
 
-def _ranks(
-    spec: ModelSpec, packed_rows: PackedRows, fmt: str, rotation: Float32, states: Float32
-) -> NDArray[np.int64]:
-    """For each state: how many tiles look better than the one with the likeliest token."""
-    seen = states @ rotation.T  # (T, k)
+def head_rows(source: Source, fmt: str) -> HeadRows:
+    """Those of a source whose head is stored in `fmt`."""
+    spec = source.spec
+    name = "token_embd.weight" if spec.tied else "output.weight"
+
+    def read(start: int, stop: int) -> Float32:
+        return dequantize(fmt, source.packed_rows(name, fmt, start, stop), spec.d_model)
+
+    return HeadRows(spec.vocab, read)
+
+
+def ranks(head: HeadRows, rotation: Float32, states: Float32) -> NDArray[np.int64]:
+    """For each state (T, d_model): how many tiles look better than the likeliest token's (T,)."""
+    rotated, every = states @ rotation.T, np.arange(len(states))  # (T, k)
     top = np.full(len(states), -np.inf, np.float32)
     token = np.zeros(len(states), np.int64)
     peaks = []
-    for start, rows in _blocks(spec, packed_rows, fmt):
+    for start in range(0, head.vocab, _ROWS):
+        rows = head.read(start, min(start + _ROWS, head.vocab))
         logits = states @ rows.T  # (T, rows)
         best = logits.argmax(axis=1)
-        highest = logits[np.arange(len(states)), best]
+        highest = logits[every, best]
         token = np.where(highest > top, start + best, token)
         top = np.maximum(top, highest)
-        stored = quantize(head_screen.FORMATS[head_screen.COARSE], rows @ rotation.T)
-        coarse = seen @ dequantize("Q4_0", stored, len(rotation)).T
-        short = -coarse.shape[1] % TILE
-        padded = np.pad(coarse, ((0, 0), (0, short)), constant_values=-np.inf)
-        peaks.append(padded.reshape(len(states), -1, TILE).max(axis=2))
+        coarse = rotated @ coarse_rows(rows, rotation).T
+        padding = ((0, 0), (0, -len(rows) % TILE))
+        tiles = np.pad(coarse, padding, constant_values=-np.inf).reshape(len(states), -1, TILE)
+        peaks.append(tiles.max(axis=2))
     peak = np.concatenate(peaks, axis=1)  # (T, tiles)
-    own = peak[np.arange(len(states)), token // TILE]
-    ranks: NDArray[np.int64] = (peak > own[:, None]).sum(axis=1)
-    return ranks
+    better: NDArray[np.int64] = (peak > peak[every, token // TILE][:, None]).sum(axis=1)
+    return better
 
 
-def _blocks(spec: ModelSpec, packed_rows: PackedRows, fmt: str) -> Iterator[tuple[int, Float32]]:
-    for start in range(0, spec.vocab, _ROWS):
-        stop = min(start + _ROWS, spec.vocab)
-        yield start, _head_rows(spec, packed_rows, fmt, start, stop)
-
-
-def _head_rows(
-    spec: ModelSpec, packed_rows: PackedRows, fmt: str, start: int, stop: int
-) -> Float32:
-    """Rows of the head as the file stores them, since these are the rows that decide."""
-    name = "token_embd.weight" if spec.tied else "output.weight"
-    return dequantize(fmt, packed_rows(name, fmt, start, stop), spec.d_model)
+def coarse_rows(rows: Float32, rotation: Float32) -> Float32:
+    """Rows of the head (n, d_model) as the coarse head holds them (n, k)."""
+    fmt = head_screen.FORMATS[head_screen.COARSE]
+    return dequantize(fmt, quantize(fmt, rows @ rotation.T), len(rotation))
 
 
 def windows_of(ids: Sequence[int]) -> list[Sequence[int]]:

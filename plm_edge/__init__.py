@@ -27,8 +27,8 @@ from plm_edge.errors import (
 )
 
 if TYPE_CHECKING:
+    from plm_edge.cli.calibrate import export
     from plm_edge.cli.prepare import load
-    from plm_edge.exporters import export
     from plm_edge.plan import make_plan
     from plm_edge.runtime.chat import chat
     from plm_edge.spec import ModelSpec
@@ -57,7 +57,7 @@ __all__ = [
 _ON_FIRST_USE = {
     "ModelSpec": "plm_edge.spec",
     "chat": "plm_edge.runtime.chat",
-    "export": "plm_edge.exporters",
+    "export": "plm_edge.cli.calibrate",
     "load": "plm_edge.cli.prepare",
     "make_plan": "plm_edge.plan",
 }

@@ -41,6 +41,9 @@ def command(
     threads: Annotated[int | None, typer.Option("-t", "--threads")] = None,
     backend: Annotated[str, typer.Option(help="auto or native.")] = "auto",
     isa: Annotated[str | None, typer.Option(help="Kernel set; the best of this CPU.")] = None,
+    head: Annotated[
+        str, typer.Option(help="screened: decode faster, if the export has such a head.")
+    ] = "full",
     temperature: Annotated[
         float | None, typer.Option("--temp", help="0: the likeliest token.  [default: 0.7]")
     ] = None,
@@ -78,7 +81,7 @@ def command(
     talk = conversation(saved, settings, tuple(stop or ()), system)
     talk.lookup = lookup
     question = _question(prompt, model)
-    session = open_session(model, backend, threads, n_ctx, cache_type, isa, force, ctx.obj)
+    session = open_session(model, backend, threads, n_ctx, cache_type, isa, force, ctx.obj, head)
     with session:
         if question is not None:
             _answer(talk, session, question)
@@ -129,6 +132,7 @@ def open_session(
     isa: str | None,
     force: bool,
     offline: bool,
+    head: str = "full",
 ) -> Session:
     """Prepare and load; with force the context may be longer than the model was trained for."""
     from plm_edge import runtime
@@ -144,7 +148,7 @@ def open_session(
             f"-c {n_ctx} is more than the {trained} tokens the model was trained for; "
             "use fewer, or --force"
         )
-    return runtime.load(path, backend, threads, n_ctx, cache_type, isa, force)
+    return runtime.load(path, backend, threads, n_ctx, cache_type, isa, force, head)
 
 
 def _answer(talk: Conversation, session: Session, question: str) -> None:

@@ -25,6 +25,12 @@ def command(
     n_ctx: Annotated[
         int | None, typer.Option("-c", "--ctx", help="Tokens of context; as trained, if it fits.")
     ] = None,
+    head: Annotated[
+        str, typer.Option(help="screened: one for faster decoding too; see docs/layouts.md.")
+    ] = "full",
+    calibration: Annotated[
+        Path | None, typer.Option(help="Text for --head screened; tales in English.")
+    ] = None,
     allow_key: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A key of config.json known to change nothing."),
@@ -35,9 +41,10 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier bundle.")] = False,
 ) -> None:
     """Export a model for a device."""
+    from plm_edge.cli.calibrate import export
     from plm_edge.cli.prepare import find
     from plm_edge.cli.progress import Progress
-    from plm_edge.exporters import default_folder, export
+    from plm_edge.exporters import default_folder
 
     progress = Progress("export")
     manifest = export(
@@ -47,6 +54,8 @@ def command(
         quant=quant,
         layout=layout,
         n_ctx=n_ctx,
+        head=head,
+        calibration=calibration,
         allow_keys=tuple(allow_key or ()),
         force=force,
         progress=progress,

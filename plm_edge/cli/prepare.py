@@ -30,15 +30,16 @@ def load(
     cache_type: str | None = None,
     isa: str | None = None,
     force: bool = False,
+    head: str = "full",
 ) -> Session:
     """A session on a model: a bundle, a .gguf file, a Hugging Face folder or hub id, or `demo`.
 
     What is no bundle and no .gguf file is exported for this machine first, into the cache folder.
-    force allows an `n_ctx` above the trained context.
+    force allows an `n_ctx` above the trained context. head="screened" needs an export with one.
     """
     from plm_edge import runtime
 
-    return runtime.load(prepare(str(path)), backend, threads, n_ctx, cache_type, isa, force)
+    return runtime.load(prepare(str(path)), backend, threads, n_ctx, cache_type, isa, force, head)
 
 
 def prepare(model: str, progress: Progress | None = None, offline: bool = False) -> Path:

@@ -20,12 +20,15 @@ def command(
     layout: Annotated[str, typer.Option(help="latent or plm.")] = "latent",
     seed: Annotated[int, typer.Option("-s", "--seed")] = 0,
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
+    head: Annotated[str, typer.Option(help="screened: with a screened head too.")] = "full",
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier bundle.")] = False,
 ) -> None:
     """Write a model of true shape with seeded weights."""
+    from plm_edge.cli.calibrate import check_head
     from plm_edge.cli.progress import Progress
     from plm_edge.exporters.synth import synth
 
+    check_head(head)
     progress = Progress("synth")
     report = synth(
         shape,
@@ -35,6 +38,7 @@ def command(
         layout=layout,
         seed=seed,
         n_ctx=n_ctx,
+        screen=head == "screened",
         force=force,
         progress=progress,
     )

@@ -1,0 +1,91 @@
+"""Exports that are calibrated: the one place that shows an exporter what a session computes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+import plm_edge
+from plm_edge.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from plm_edge.bundle import Manifest
+    from plm_edge.exporters.gguf_writer import Progress
+
+TEXT = Path(plm_edge.__file__).parent / "texts" / "calibration.txt"
+HEADS = ("full", "screened")
+
+
+def export(
+    model: str | Path,
+    target: str = "host",
+    out: str | Path | None = None,
+    *,
+    quant: str | None = None,
+    layout: str = "latent",
+    n_ctx: int | None = None,
+    head: str = "full",
+    calibration: str | Path | None = None,
+    allow_keys: Collection[str] = (),
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write a bundle of `model` for `target`; by default into a folder named after both.
+
+    `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
+    that are known to change nothing. head="screened" adds a screened head, made from the text file
+    `calibration` (by default tales in English). `force` replaces an earlier bundle.
+    """
+    from plm_edge import exporters
+    from plm_edge.exporters.screen import Calibration
+
+    check_head(head)
+    if calibration is not None and head == "full":
+        raise UsageError("a calibration text is for a screened head: add --head screened")
+    text = _read(Path(calibration or TEXT)) if head == "screened" else ""
+
+    return exporters.export(
+        model,
+        target,
+        out,
+        quant=quant,
+        layout=layout,
+        n_ctx=n_ctx,
+        calibration=Calibration(text, hidden_states) if head == "screened" else None,
+        allow_keys=allow_keys,
+        force=force,
+        progress=progress,
+    )
+
+
+def check_head(head: str) -> None:
+    """Raises UsageError for a head that there is not."""
+    if head not in HEADS:
+        raise UsageError(f"expected a head of {', '.join(HEADS)}, found {head!r}")
+
+
+def hidden_states(file: Path, text: str) -> NDArray[np.float32]:
+    """Last hidden states after the output norm (T, d_model), in windows that start afresh."""
+    from plm_edge.exporters.screen import WINDOW, windows_of
+    from plm_edge.runtime import load
+
+    with load(file, n_ctx=WINDOW, cache_type="f16") as session:
+        states = []
+        for ids in windows_of(session.tokenizer.encode(text)):
+            session.reset()
+            states.append(session.hidden_states(ids))
+        session.model.close()
+    return np.concatenate([*states, np.empty((0, session.spec.d_model), np.float32)])
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as why:
+        raise OutputError(f"{path}: cannot be read: {why.strerror}; check --calibration") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: expected UTF-8 text, found other bytes; convert it") from None
