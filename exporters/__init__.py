@@ -34,6 +34,7 @@ def export(
     quant: str | None = None,
     layout: str = "latent",
     n_ctx: int | None = None,
+    pure: bool = False,
     allow_keys: Collection[str] = (),
     calibration: Calibration | None = None,
     force: bool = False,
@@ -42,13 +43,15 @@ def export(
     """Write a bundle of `model` for `target`; by default into a folder named after both.
 
     `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
-    that are known to change nothing. With `calibration` it carries a screened head too. `force`
+    that are known to change nothing. `pure`: the head in the format of the rest. With `calibration` it carries a screened head too. `force`
     replaces an earlier bundle.
     """
     profile = devices.load(target)
     with open_checkpoint(resolve_model(str(model)), frozenset(allow_keys)) as checkpoint:
         with_screen = calibration is not None
-        plan = make_plan(checkpoint.spec, profile, quant, layout, n_ctx, screened=with_screen)
+        plan = make_plan(
+            checkpoint.spec, profile, quant, layout, n_ctx, pure=pure, screened=with_screen
+        )
         source = from_checkpoint(checkpoint)
         folder = default_folder(source.description, target) if out is None else Path(out)
         return write_bundle(

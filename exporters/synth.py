@@ -121,13 +121,15 @@ def synth(
     layout: str = "latent",
     seed: int = 0,
     n_ctx: int | None = None,
+    pure: bool = False,
     screen: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> SynthReport:
     """Write a bundle of that shape; the same arguments give the same model file.
 
-    `screen`: with a screened head of random axes, whose speed is that of a true one.
+    `pure`: the head in the format of the rest. `screen`: with a screened head of random axes, whose
+    speed is that of a true one.
 
     Nothing is kept of the weights but a block of rows; the written file is then measured.
     """
@@ -135,7 +137,7 @@ def synth(
         raise UsageError(f"unknown shape {shape!r}, expected one of {', '.join(SHAPES)}")
     weights = SynthWeights(SHAPES[shape].spec, zeros, seed)
     spec = weights.spec
-    plan = make_plan(spec, devices.detect(), quant, layout, n_ctx, screened=screen)
+    plan = make_plan(spec, devices.detect(), quant, layout, n_ctx, pure=pure, screened=screen)
     tokenizer = Tokenizer(made_up_vocabulary(SHAPES[shape].merges))
     source = Source(
         spec=spec,

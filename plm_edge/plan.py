@@ -62,15 +62,16 @@ def make_plan(
     cache_type: str = "f16",
     threads: int | None = None,
     isa: str | None = None,
+    pure: bool = False,
     screened: bool = False,
 ) -> Plan:
     """Choose what is not given so that the model fits; DoesNotFit says what would.
 
-    `screened`: with a screened head beside the full one.
+    `pure`: the head in the format of the rest. `screened`: with a screened head beside the full one.
     """
     asked = Overrides(n_ctx, cache_type, threads, isa)
     quants = QUANTS if quant is None else (format_of(quant).name,)
-    plans = [_plan(spec, profile, choice, layout, asked, screened) for choice in quants]
+    plans = [_plan(spec, profile, choice, layout, asked, pure, screened) for choice in quants]
     for plan in plans:  # the best numbers that leave room for the whole context
         if plan.budget.total <= profile.usable_bytes:
             why = "as asked" if quant else f"the first of {', '.join(QUANTS)} that fits"
@@ -135,9 +136,10 @@ def _plan(
     quant: str,
     layout: str,
     asked: Overrides,
+    pure: bool,
     screened: bool,
 ) -> Plan:
-    formats = choose_formats(spec, quant, screened=screened)
+    formats = choose_formats(spec, quant, pure, screened)
     weights = data_bytes(layout, file_tensors(layout, spec, formats))
     return _fit(spec, profile, layout, quant, formats, weights, asked)
 
@@ -255,7 +257,7 @@ def _does_not_fit(
     smallest = QUANTS[-1]
     asked = Overrides(plan.n_ctx, plan.cache_type, plan.threads, beyond_trained=True)
     screened = head_screen.COARSE in plan.formats
-    smaller = _plan(spec, profile, smallest, plan.layout, asked, screened)
+    smaller = _plan(spec, profile, smallest, plan.layout, asked, False, screened)
     if smaller.budget.weights < plan.budget.weights:
         if smaller.budget.total <= profile.usable_bytes:
             cures.append(f"{how_quant} {smallest}")

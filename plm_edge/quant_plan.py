@@ -12,14 +12,14 @@ FALLBACK = "F16"  # for a matrix that is not whole blocks
 
 
 def choose_formats(
-    spec: ModelSpec, quant: str, head: str | None = None, screened: bool = False
+    spec: ModelSpec, quant: str, pure: bool = False, screened: bool = False
 ) -> dict[str, str]:
-    """Canonical name -> format. `head` is the format of the tensor that makes the logits.
+    """Canonical name -> format.
 
-    Without `head` that tensor is Q8_0 beside Q4_0 and like the others otherwise. Norms stay F32.
+    The tensor that makes the logits is Q8_0 beside Q4_0, unless `pure` (llama-quantize's word) asks
+    for one format everywhere. Norms stay F32. `screened`: with a screened head too.
     """
-    if head is None:
-        head = "Q8_0" if quant == "Q4_0" else quant
+    head = "Q8_0" if quant == "Q4_0" and not pure else quant
     head_name = "token_embd.weight" if spec.tied else "output.weight"
     formats = {
         name: _format(info, head if name == head_name else quant)

@@ -18,7 +18,7 @@ UNTIED = replace(PLM, layers=1, tied=False)
 
 
 def test_plm_at_q4_0_has_the_bytes_of_its_blocks():
-    tensors = file_tensors("latent", PLM, choose_formats(PLM, "Q4_0", head="Q4_0"))
+    tensors = file_tensors("latent", PLM, choose_formats(PLM, "Q4_0", pure=True))
     norms = 4 * (32 * (2 * 2048 + 512) + 2048)
     assert len(tensors) == 290
     assert (
@@ -64,7 +64,7 @@ def test_the_head_may_be_finer_than_the_rest():
     assert formats["token_embd.weight"] == "Q8_0"
     assert formats["blk.0.attn_kv_b.weight"] == formats["blk.31.ffn_down.weight"] == "Q4_0"
     assert formats["output_norm.weight"] == formats["blk.7.attn_kv_a_norm.weight"] == "F32"
-    assert choose_formats(PLM, "Q4_0", head="Q4_0")["token_embd.weight"] == "Q4_0"
+    assert choose_formats(PLM, "Q4_0", pure=True)["token_embd.weight"] == "Q4_0"
     assert choose_formats(PLM, "F16")["token_embd.weight"] == "F16"
     untied = choose_formats(UNTIED, "Q4_0")
     assert (untied["token_embd.weight"], untied["output.weight"]) == ("Q4_0", "Q8_0")

@@ -28,6 +28,7 @@ def export(
     quant: str | None = None,
     layout: str = "latent",
     n_ctx: int | None = None,
+    pure: bool = False,
     head: str = "full",
     calibration: str | Path | None = None,
     allow_keys: Collection[str] = (),
@@ -37,7 +38,8 @@ def export(
     """Write a bundle of `model` for `target`; by default into a folder named after both.
 
     `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
-    that are known to change nothing. head="screened" adds a screened head, made from the text file
+    that are known to change nothing. `pure`: the head in the format of the rest, where Q4_0 makes it
+    Q8_0. head="screened" adds a screened head, made from the text file
     `calibration` (by default tales in English). `force` replaces an earlier bundle.
     """
     from plm_edge import exporters
@@ -55,6 +57,7 @@ def export(
         quant=quant,
         layout=layout,
         n_ctx=n_ctx,
+        pure=pure,
         calibration=Calibration(text, hidden_states) if head == "screened" else None,
         allow_keys=allow_keys,
         force=force,

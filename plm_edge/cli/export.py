@@ -22,6 +22,9 @@ def command(
         str | None,
         typer.Option(callback=quant_name, help="F32, F16, BF16, Q8_0 or Q4_0; the best that fits."),
     ] = None,
+    pure: Annotated[
+        bool, typer.Option("--pure", help="The head in the format of the rest, not in Q8_0.")
+    ] = False,
     n_ctx: Annotated[
         int | None, typer.Option("-c", "--ctx", help="Tokens of context; as trained, if it fits.")
     ] = None,
@@ -53,6 +56,7 @@ def command(
         out,
         quant=quant,
         layout=layout,
+        pure=pure,
         n_ctx=n_ctx,
         head=head,
         calibration=calibration,

@@ -18,6 +18,9 @@ def command(
     quant: Annotated[
         str | None, typer.Option(callback=quant_name, help="F32, F16, BF16, Q8_0 or Q4_0.")
     ] = None,
+    pure: Annotated[
+        bool, typer.Option("--pure", help="The head in the format of the rest, not in Q8_0.")
+    ] = False,
     layout: Annotated[str, typer.Option(help="latent or plm.")] = "latent",
     cache_type: Annotated[
         str, typer.Option("-ctk", "--cache-type", callback=cache_name, help="f16, q8_0 or f32.")
@@ -34,7 +37,7 @@ def command(
 
     profile = devices.load(target)
     spec = spec_of(find(model, ctx.obj))
-    plan = make_plan(spec, profile, quant, layout, n_ctx, cache_type, threads, isa)
+    plan = make_plan(spec, profile, quant, layout, n_ctx, cache_type, threads, isa, pure)
     if as_json:
         reasons = {"reasons": plan.reasons} if explain else {}
         print(json.dumps({**plan.to_dict(), **reasons}, indent=2))

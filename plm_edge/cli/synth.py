@@ -17,6 +17,9 @@ def command(
     quant: Annotated[
         str, typer.Option(callback=quant_name, help="F32, F16, BF16, Q8_0 or Q4_0.")
     ] = "Q4_0",
+    pure: Annotated[
+        bool, typer.Option("--pure", help="The head in the format of the rest, not in Q8_0.")
+    ] = False,
     layout: Annotated[str, typer.Option(help="latent or plm.")] = "latent",
     seed: Annotated[int, typer.Option("-s", "--seed")] = 0,
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
@@ -36,6 +39,7 @@ def command(
         zeros=zeros,
         quant=quant,
         layout=layout,
+        pure=pure,
         seed=seed,
         n_ctx=n_ctx,
         screen=head == "screened",
