@@ -12,14 +12,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from plm_edge.workspace import HEAD_ROWS
+from plm_edge.native.kernels import FEW
 
 NGRAMS = (3, 2)  # how many of the last ids must have occurred before, the longer first
-MOST = HEAD_ROWS - 1  # drafted ids: with the id before them the tokens of one small call
+MOST = FEW - 1  # drafted ids: calls of up to FEW tokens have the logits of steps, bit for bit
 LONGEST = 8  # matched ids; longer matches are guessed like these
 # How often the next id is as after the match before, until measured, by the length of the match.
 CHANCES = (0.0, 0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9)
-EXTRA = 0.3  # what another token adds to a call, in steps, until measured
+# What another token adds to a call, in steps, until measured; of AVX2, docs/decisions.md.
+EXTRA = 0.55
 WORTH = 1.05  # tokens a step that a draft must promise
 WINDOW = 16  # guesses over which a chance is averaged
 FORGET = 256  # steps after which the time of a call is measured anew

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,11 @@ SAMPLERS = {
 
 class Free(Lookup):
     """On a machine where more tokens in a call cost nothing: drafts whenever it can."""
+
+    def __init__(self, ids: Iterable[int]) -> None:
+        super().__init__(ids)
+        for drafted in (0, 1, 1, 1):
+            self.timed(drafted, 1.0)
 
     def timed(self, drafted: int, seconds: float) -> None:
         super().timed(drafted, 1.0)
@@ -324,6 +329,8 @@ def test_a_draft_may_repeat_itself() -> None:
 
 def test_nothing_is_drafted_before_a_step_was_timed() -> None:
     lookup = Lookup([1, 2, 3] * 9)
+    for token in (1, 2, 3):
+        lookup.push(token)
     assert lookup.draft(7) == []
     lookup.timed(0, 1.0)
     assert lookup.draft(7)
@@ -382,16 +389,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         yield session
 
 
-exact = pytest.mark.xfail(
-    reason="calls of a few tokens differ from steps by rounding", strict=False
-)
 QUESTIONS = {
     "new text": "Tell me a tale about a fox",
     "text that repeats": "Once there was a king who had a fox and a bear. " * 4,
 }
 
 
-@exact
 @pytest.mark.parametrize("settings", SAMPLERS.values(), ids=SAMPLERS)
 @pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
 def test_native_the_answer_is_that_of_single_steps(
@@ -408,7 +411,6 @@ def test_native_the_answer_is_that_of_single_steps(
         assert stats.drafted_tokens
 
 
-@exact
 @pytest.mark.parametrize("quant", ["F32", "Q8_0", "Q4_0"])
 def test_native_shapes_and_formats(bundle_of: Callable[..., Path], quant: str) -> None:
     with load(bundle_of("blocks", quant), threads=1) as session:
@@ -420,7 +422,6 @@ def test_native_shapes_and_formats(bundle_of: Callable[..., Path], quant: str) -
             assert astuple(fast) == astuple(plain)
 
 
-@exact
 def test_native_a_conversation_goes_on_as_without(demo: Session) -> None:
     def talked(lookup: bool) -> tuple[list[Message], tuple[int, ...]]:
         demo.reset()
