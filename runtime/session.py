@@ -183,7 +183,7 @@ class Session:
         """Bytes of weights and cached rows that the last step read."""
         layout = CacheLayout(self.spec.rank, self.spec.rope, self.cache_type)
         rows = layout.bytes(self.n_past, self.spec.layers)
-        unit_rows = self._buffers.get("unit_rows")
+        unit_rows = self._buffers["unit_rows"]
         tiles = self.model.screen_tiles if self.head == "screened" else None
         return rows + step_bytes(self.model.weights, self.spec, unit_rows, tiles)
 

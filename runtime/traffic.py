@@ -19,14 +19,13 @@ _SCALE_BYTES = 2  # of a block, in Q8_0 and Q4_0
 def step_bytes(
     weights: Mapping[str, MappedWeight],
     spec: ModelSpec,
-    unit_rows: NDArray[Any] | None,
+    unit_rows: NDArray[Any],
     screen_tiles: int | None = None,
 ) -> int:
     """Bytes of one step. `unit_rows` (slices,): rows of `ffn_down` that its kernels read.
 
-    Without it every row counts as read. The scales of a group of 32 units count as read: a group
-    without any active unit is rare. `screen_tiles`: tiles of the head that a screened one reads;
-    None for the full head.
+    The scales of a group of 32 units count as read: a group without any active unit is rare.
+    `screen_tiles`: tiles of the head that a screened one reads; None for the full head.
     """
     embedding = weights["token_embd.weight"]
     total = embedding.data.nbytes // embedding.rows  # one row, whether or not it is the head too
@@ -36,7 +35,7 @@ def step_bytes(
         if name in head_screen.FORMATS and screen_tiles is None:
             continue
         total += weight.data.nbytes
-        if weight.arrangement == "group32" and unit_rows is not None:
+        if weight.arrangement == "group32":
             idle = 1 - float(unit_rows.sum()) / (spec.layers * spec.d_ffn)
             total -= round(idle * (weight.data.nbytes - _scales(weight)))
     if screen_tiles is not None:

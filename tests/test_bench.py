@@ -28,6 +28,7 @@ from plm_edge.native.bandwidth import Reader, read
 from plm_edge.runtime.bench.case import Case, Result, Setting
 from plm_edge.runtime.bench.plot import lines_of, ticks, write_plot
 from plm_edge.runtime.bench.process import EngineDied, Process
+from plm_edge.spec import ModelSpec
 
 PROGRAM = str(Path(sys.executable).with_name("plm-edge"))
 SHORT = ["-p", "6", "-n", "3", "-d", "0,20", "-t", "1", "-r", "3"]
@@ -69,14 +70,19 @@ def test_a_step_reads_weights_and_cached_rows(bundle_of: Bundles, shape: str, qu
         row = embedding // spec.vocab
         layout = CacheLayout(spec.rank, spec.rope, "f16")
         most = session.model.weight_bytes + row - (0 if spec.tied else embedding)
-        least = most - sum(w.data.nbytes for n, w in weights.items() if "ffn_down" in n)
-        cached = layout.bytes(4, spec.layers)
-        assert least + cached < session.bytes_read <= most + cached
-        before = session.bytes_read
+        rows = int(session._buffers["unit_rows"].sum()) if shape != "plain" else units_of(spec)
+        idle = units_of(spec) - rows
+        unit_bytes = spec.d_model * (4 if quant == "F32" else 1)  # its scales are shared by 32
+        assert session.bytes_read == most - idle * unit_bytes + layout.bytes(4, spec.layers)
+        assert (idle > units_of(spec) // 4) == (shape != "plain")  # layout plm: nothing is skipped
         session.step(9)
-        if shape == "plain":  # layout plm: no unit is skipped
-            assert before == most + cached
-            assert session.bytes_read - before == layout.bytes(1, spec.layers)
+        assert session.bytes_read >= most - units_of(spec) * unit_bytes + layout.bytes(
+            5, spec.layers
+        )
+
+
+def units_of(spec: ModelSpec) -> int:
+    return spec.layers * spec.d_ffn
 
 
 # ---------------------------------------------------------------- what it prints
@@ -245,28 +251,35 @@ def test_ctrl_c_ends_it_and_its_engines(bundle_of: Bundles, tmp_path: Path) -> N
 def test_errors_of_an_engine_come_up(tmp_path: Path) -> None:
     torn = tmp_path / "torn.gguf"
     torn.write_bytes(b"GGUF")
-    settings = {"ids": [1], "n_ctx": 8, "cache_type": "f16", "threads": 1, "isa": None}
-    with Process() as process:
+    settings = {
+        "ids": [1],
+        "n_ctx": 8,
+        "cache_type": "f16",
+        "threads": 1,
+        "isa": None,
+        "head": "full",
+    }
+    with Process("it") as process:
         with pytest.raises(FileFormatError, match=r"torn\.gguf"):
             process.ask("open_native", path=str(torn), **settings)
-        with pytest.raises(EngineDied, match=r"exit code 1: .*no attribute 'paint'"):
+        with pytest.raises(EngineDied, match=r"it ended with exit code 1; .*no attribute 'paint'"):
             process.ask("paint")
         with pytest.raises(EngineDied):
             process.ask("peak")
 
 
 def test_a_killed_engine_is_named(bundle_of: Bundles) -> None:
-    with Process() as process:
+    with Process("it") as process:
         process.ask("peak")
         process._process.kill()
-        with pytest.raises(EngineDied, match="SIGKILL"):
+        with pytest.raises(EngineDied, match="it ended with SIGKILL; no word"):
             process.ask("peak")
 
 
 def test_an_engine_whose_asker_is_gone_ends(bundle_of: Bundles) -> None:
     path = str(bundle_of("plain") / MODEL_FILE)
-    with Process() as process:
-        settings = {"n_ctx": 8, "cache_type": "f16", "threads": 1, "isa": None}
+    with Process("it") as process:
+        settings = {"n_ctx": 8, "cache_type": "f16", "threads": 1, "isa": None, "head": "full"}
         process.ask("open_native", path=path, ids=[1, 2, 3], **settings)
         assert process._process.stdin is not None
         process._process.stdin.close()

@@ -37,6 +37,9 @@ def command(
         str, typer.Option("-ctk", "--cache-type", callback=cache_name, help="f16, q8_0 or f32.")
     ] = "f16",
     isa: Annotated[str | None, typer.Option(help="Kernel set; the best of this CPU.")] = None,
+    head: Annotated[
+        str, typer.Option(help="screened: decode faster, if the export has such a head.")
+    ] = "full",
     versus: Annotated[
         str | None, typer.Option("--vs", help="llama.cpp: at its fastest, run by run in turn.")
     ] = None,
@@ -74,6 +77,7 @@ def command(
         repetitions=repetitions,
         cache_type=cache_type,
         isa=isa,
+        head=head,
         rivals={} if versus is None else _rivals(path),
     )
     with Steps() as say:

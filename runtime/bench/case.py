@@ -35,6 +35,7 @@ class Setting:
     cache_type: str  # of the cached rows; llama.cpp's keys, its values are F16
     threads: int
     isa: str | None = None  # kernel set; None: the engine does not say
+    head: str = "full"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Result:
             "cache_type": self.setting.cache_type,
             "layout": self.setting.layout,
             "isa": self.setting.isa,
+            "head": self.setting.head,
             "tokens_per_s": round(self.rate, 3),
             "least": round(min(self.rates), 3),
             "most": round(max(self.rates), 3),

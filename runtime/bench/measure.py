@@ -37,6 +37,7 @@ class Task:
     repetitions: int = 5
     cache_type: str = "f16"  # of our session
     isa: str | None = None
+    head: str = "full"  # or "screened"
     rivals: Mapping[str, Path] = field(default_factory=dict)  # layout -> file for llama.cpp
 
     def cases(self, depth: int) -> list[Case]:
@@ -62,14 +63,14 @@ class _Side:
 def measure(task: Task, say: Say) -> Iterator[Result]:
     """Results as they come: for each number of threads and depth ours, and llama.cpp's fastest."""
     try:
-        with Process() as reader:
+        with Process("the reader") as reader:
             nbytes = min(BUFFER_BYTES, detect().usable_bytes // 8)
             reader.ask("open_reader", nbytes=nbytes)
             for threads in task.threads:
                 for depth in task.depths:
                     yield from _at_depth(task, reader, threads, depth, say)
     except EngineDied as why:
-        raise UnsupportedError(f"expected every engine to answer, one ended with {why}") from None
+        raise UnsupportedError(f"expected every engine to answer, found that {why}") from None
 
 
 def _at_depth(
@@ -80,14 +81,14 @@ def _at_depth(
     ids = list(task.ids[:n_ctx])
     with ExitStack() as stack:
         say(f"d{depth}: fill the cache")
-        ours = _open_ours(stack.enter_context(Process()), task, ids, threads)
+        ours = _open_ours(stack.enter_context(Process(OURS)), task, ids, threads)
         ours.process.ask("fill", n=depth)
         rivals = []
         for layout, file in task.rivals.items():
             for cache_type in rival.CACHE_TYPES:
                 setting = Setting(THEIRS, layout, cache_type, ours.setting.threads)
                 say(f"d{depth}: fill the cache of {_named(setting)}")
-                process = stack.enter_context(Process())
+                process = stack.enter_context(Process(THEIRS))
                 if (side := _open_rival(process, file, ids, setting, depth, say)) is not None:
                     rivals.append(side)
         if task.rivals and not rivals:
@@ -106,8 +107,10 @@ def _open_ours(process: Process, task: Task, ids: list[int], threads: int | None
         cache_type=task.cache_type,
         threads=threads,
         isa=task.isa,
+        head=task.head,
     )
-    setting = Setting(OURS, task.layout, task.cache_type, facts["threads"], facts["isa"])
+    cache_type, head = task.cache_type, task.head
+    setting = Setting(OURS, task.layout, cache_type, facts["threads"], facts["isa"], head)
     return _Side(process, setting, facts["cache_bytes"])
 
 

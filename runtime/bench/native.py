@@ -12,10 +12,16 @@ class Native:
     """A session of just the context that a case needs."""
 
     def __init__(
-        self, path: str, n_ctx: int, cache_type: str, threads: int | None, isa: str | None
+        self,
+        path: str,
+        n_ctx: int,
+        cache_type: str,
+        threads: int | None,
+        isa: str | None,
+        head: str,
     ) -> None:
-        # Speed does not depend on what the model was trained for.
-        self._session = load(Path(path), "native", threads, n_ctx, cache_type, isa, force=True)
+        # force: speed does not depend on what the model was trained for
+        self._session = load(Path(path), "native", threads, n_ctx, cache_type, isa, True, head)
         self.facts = {
             "threads": self._session.threads,
             "isa": self._session.isa,

@@ -20,9 +20,10 @@ class EngineDied(Exception):
 
 
 class Process:
-    """Starts plm_edge.runtime.bench.worker; `ask` waits for its answer."""
+    """Starts plm_edge.runtime.bench.worker; `ask` waits for its answer. `name` is for errors."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         self._process = subprocess.Popen(
             [sys.executable, "-m", "plm_edge.runtime.bench.worker"],
@@ -76,4 +77,4 @@ class Process:
         how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         self._words.seek(0)
         words = self._words.read().decode(errors="replace").split()
-        return f"{how}: {' '.join(words)[-_LAST_WORDS:]}"
+        return f"{self._name} ended with {how}; {' '.join(words)[-_LAST_WORDS:] or 'no word'}"
