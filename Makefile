@@ -31,8 +31,8 @@ check: $(VENV)/.dev $(NATIVE)  ## format, lint, types, sanitizers
 sanitize: $(VENV)/.dev  ## the C code under AddressSanitizer and UBSan
 	PYTHON=$(BIN)/python sh tests/native/sanitize.sh
 
-bench: $(VENV)/.dev $(NATIVE)  ## speed of this machine on a model of PLM-1.8B's shape; the last line is JSON
-	$(BIN)/python benchmarks/decode.py
+bench: $(VENV)/.dev $(NATIVE)  ## speed of this machine on a model of PLM-1.8B's shape
+	$(BIN)/python benchmarks/speed.py
 
 native: $(NATIVE)  ## compile the C kernels
 

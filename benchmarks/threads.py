@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from ctypes import c_int, pointer
 
 import numpy as np
-from decode import model
+from speed import model
 
 import plm_edge
 from plm_edge.native import kernels
@@ -105,7 +105,7 @@ def main() -> None:
     args = parser.parse_args()
     threads = [int(n) for n in args.threads.split(",")]
     one, two = (ns_per_op(threads, items, 5 * args.repeat) for items in (1, 2))
-    first = plm_edge.load(model(args.model), threads=threads[0], n_ctx=args.context + STEPS)
+    first = plm_edge.load(args.model or model(), threads=threads[0], n_ctx=args.context + STEPS)
     more = {n: first.model.session(n_ctx=first.n_ctx, threads=n) for n in threads[1:]}
     rows = decode({threads[0]: first, **more}, args.context, args.repeat)
     print(f"{os.cpu_count()} cores; decode @{args.context}, tokens/s; empty ops, ns")
