@@ -19,10 +19,10 @@
 
 enum { RUNNING = -1 };
 
-/* How long a thread waits: some microseconds spinning, then giving way to others, then asleep. Between two lists it
- * stays awake for what a decoder does between two steps. Inside a list who waits longer than an item takes waits for
- * one whose thread the system holds up, and by sleeping leaves it a core. */
-enum { SPINS = 200, NS_IN_LIST = 200000, NS_BETWEEN_LISTS = 2000000 };
+/* How long a thread waits, in nanoseconds: spinning for what threads usually wait for each other's last items, then
+ * giving way to others, then asleep. Between two lists it stays awake for what a decoder does between two steps. Inside
+ * a list a long wait is for a thread that the system holds up: by sleeping, a thread leaves it a core. */
+enum { NS_SPINNING = 50000, NS_IN_LIST = 200000, NS_BETWEEN_LISTS = 2000000 };
 
 struct plm_pool {
     _Alignas(64) atomic_ullong open; /* items of the open op << 32 | the next one to take; more than items: none left */
@@ -127,23 +127,27 @@ static long long nanoseconds(void) {
     return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
+static void spin_once(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
 /* Waits until there is something to do for this thread. */
 static void await(plm_pool *pool, int thread) {
-    for (int turn = 0; turn < SPINS; turn++) {
-        if (!idle(pool, thread)) return;
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#elif defined(__aarch64__)
-        __asm__ volatile("yield");
-#endif
-    }
-    for (long long start = nanoseconds(), waited = 0;; waited = nanoseconds() - start) {
-        if (!idle(pool, thread)) return;
+    long long start = nanoseconds();
+    while (idle(pool, thread)) {
         int in_list = atomic_load_explicit(&pool->result, memory_order_relaxed) == RUNNING;
-        if (waited > (in_list ? NS_IN_LIST : NS_BETWEEN_LISTS)) break;
-        sched_yield();
+        long long waited = nanoseconds() - start;
+        if (waited < NS_SPINNING)
+            spin_once();
+        else if (waited < (in_list ? NS_IN_LIST : NS_BETWEEN_LISTS))
+            sched_yield();
+        else
+            fall_asleep(pool, thread);
     }
-    fall_asleep(pool, thread);
 }
 
 static void *work_until_end(void *p) {
