@@ -2,21 +2,30 @@
 #include "plm.h"
 #include "plm_math.h"
 
-enum { PEAKS_PER_ITEM = 64, TILES_PER_ITEM = 1024 };
+enum { PEAKS_PER_ITEM = 64, TILES_PER_ITEM = 4096 };
 
 static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
 static int32_t tiles_of(const plm_screen *a) { return (a->w.rows + PLM_TILE - 1) / PLM_TILE; }
 static int32_t rows_of(const plm_screen *a, int32_t tile) { return min32(PLM_TILE, a->w.rows - tile * PLM_TILE); }
 
 /* Integers in the order of the floats; a NaN is above all, so that its tile is read and it shows. */
-static int32_t order_of(float f) {
+static inline int32_t order_of(float f) {
     int32_t bits = (int32_t)plm_to_bits(f);
-    return f != f ? INT32_MAX : bits < 0 ? bits ^ INT32_MAX : bits;
+    return f != f ? INT32_MAX : bits ^ (bits < 0 ? INT32_MAX : 0);
 }
 
 /* ---- the best coarse logit of each tile ---- */
 
 static size_t peak_items(const void *p) { return ((size_t)tiles_of(p) + PEAKS_PER_ITEM - 1) / PEAKS_PER_ITEM; }
+
+static inline int32_t best_of(const float *logits, int32_t n) {
+    int32_t best = INT32_MIN;
+    for (int32_t r = 0; r < n; r++) {
+        int32_t order = order_of(logits[r]);
+        best = order > best ? order : best;
+    }
+    return best;
+}
 
 static void peak_item(const void *p, size_t item, int thread) {
     const plm_screen *a = p;
@@ -24,12 +33,8 @@ static void peak_item(const void *p, size_t item, int thread) {
     (void)thread;
     for (int32_t t = first; t < last; t++) {
         const float *logits = a->logits + (int64_t)t * PLM_TILE;
-        int32_t best = INT32_MIN;
-        for (int32_t r = 0; r < rows_of(a, t); r++) {
-            int32_t order = order_of(logits[r]);
-            best = order > best ? order : best;
-        }
-        a->peaks[t] = best;
+        int32_t rows = rows_of(a, t);
+        a->peaks[t] = rows == PLM_TILE ? best_of(logits, PLM_TILE) : best_of(logits, rows);
     }
 }
 
@@ -139,7 +144,9 @@ static void level_item(const void *p, size_t item, int thread) {
             next++;
             continue;
         }
-        for (int32_t r = 0; r < rows_of(a, t); r++) a->logits[(int64_t)t * PLM_TILE + r] += shift;
+        float *logits = a->logits + (int64_t)t * PLM_TILE;
+        int32_t rows = rows_of(a, t);
+        for (int32_t r = 0; r < rows; r++) logits[r] += shift;
     }
 }
 
