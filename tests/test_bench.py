@@ -15,7 +15,6 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 from docs_text import table
 
@@ -24,7 +23,6 @@ from plm_edge.bundle import MODEL_FILE
 from plm_edge.cache_layout import CacheLayout
 from plm_edge.cli import app
 from plm_edge.errors import FileFormatError
-from plm_edge.native.bandwidth import Reader, read
 from plm_edge.runtime.bench.case import Case, Result, Setting
 from plm_edge.runtime.bench.plot import lines_of, ticks, write_plot
 from plm_edge.runtime.bench.process import EngineDied, Process
@@ -43,21 +41,6 @@ def bench(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 # ---------------------------------------------------------------- bytes
-
-
-def test_a_plain_read_meets_every_word() -> None:
-    data = np.random.default_rng(0).integers(0, 256, 64 * 9, dtype=np.uint8)
-    assert read(data) == int(data.view("<u8").sum(dtype=np.uint64))
-    assert read(data[:-1]) == int(data[:-64].view("<u8").sum(dtype=np.uint64))  # whole lines
-    for at in (0, 63, 64 * 9 - 1):
-        bent = data.copy()
-        bent[at] ^= 1
-        assert read(bent) != read(data)
-
-
-def test_a_reader_takes_any_number_of_threads() -> None:
-    reader = Reader(1 << 20)
-    assert all(reader.bytes_per_s(threads) > 0 for threads in (1, 3))
 
 
 @pytest.mark.parametrize(("shape", "quant"), [("plain", "F32"), ("untied", "F32"), ("plm", "Q8_0")])
