@@ -24,8 +24,12 @@ WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]
 
 # Files that need an instruction set of their own; every other file is plain C11.
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 ISA_FLAGS = {
-    "avx2.c": ["-mavx2", "-mfma", "-mf16c"],
+    "avx2.c": AVX2,
+    "avx2_panel.c": AVX2,
+    "avx2_units.c": AVX2,
+    "avx2_vectors.c": AVX2,
     "neon.c": [],
     "neon_dotprod.c": ["-march=armv8.2-a+dotprod"],
     "neon_i8mm.c": ["-march=armv8.2-a+dotprod+i8mm"],
@@ -33,6 +37,9 @@ ISA_FLAGS = {
 X86, ARM = {"x86_64"}, {"aarch64", "arm64"}
 ISA_MACHINES = {
     "avx2.c": X86,
+    "avx2_panel.c": X86,
+    "avx2_units.c": X86,
+    "avx2_vectors.c": X86,
     "neon.c": ARM,
     "neon_dotprod.c": ARM,
     "neon_i8mm.c": ARM,

@@ -1,0 +1,213 @@
+/* What the x86-64 sets have in common: the small steps of 256 bits, and the functions of the first set (avx2*.c) that
+ * the better ones take over. */
+#ifndef PLM_AVX2_H
+#define PLM_AVX2_H
+
+#include "kernels.h"
+
+#include <immintrin.h>
+
+enum { LINE = 64, AHEAD = 4096 }; /* bytes: a cache line; how far before their use weights are asked for */
+
+/* Ask memory for as many bytes as are used now, AHEAD of them: the CPU's own prefetcher stops at every page. Past the
+ * end of the weights this does nothing, but the address must not be made as a pointer. */
+static inline void ask_ahead(const uint8_t *w, int bytes) {
+    const uintptr_t first = (uintptr_t)w + AHEAD;
+    for (int at = 0; at < bytes; at += LINE) _mm_prefetch((const void *)(first + (unsigned)at), _MM_HINT_T0);
+}
+
+static inline __m256i load32(const void *p) { return _mm256_loadu_si256(p); }
+static inline __m256 scales8(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
+static inline float scale_at(const uint8_t *p) { return _cvtsh_ss((uint16_t)(p[0] | p[1] << 8)); }
+static inline __m256i nibbles_low(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+static inline __m256i nibbles_high(__m256i v) { return nibbles_low(_mm256_srli_epi16(v, 4)); }
+
+/* ---- values of float formats, eight at a time ---- */
+
+static inline int size_of(int format) { return format == PLM_F32 ? 4 : 2; }
+
+static inline __m256 load8(const void *p, int format) {
+    if (format == PLM_F32) return _mm256_loadu_ps(p);
+    __m128i half = _mm_loadu_si128(p);
+    if (format == PLM_F16) return _mm256_cvtph_ps(half);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+/* The last n < 8 values of a row, then zeros: nothing is read past the end. */
+static inline __m256 load_end(const void *p, int32_t n, int format) {
+    uint8_t room[32] = {0};
+    memcpy(room, p, (size_t)(n * size_of(format)));
+    return load8(room, format);
+}
+
+static inline float sum8(__m256 v) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+static inline int32_t sum8_int(__m256i v) {
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+}
+
+/* y + the exact sums of a block times (scales of the weights times the scale of the activations). */
+static inline __m256 add_scaled(__m256 y, __m256i sums, const uint8_t *scales, float scale) {
+    __m256 factor = _mm256_mul_ps(scales8(scales), _mm256_set1_ps(scale));
+    return _mm256_add_ps(y, _mm256_mul_ps(_mm256_cvtepi32_ps(sums), factor));
+}
+
+static inline __m256i four_bytes(const void *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+static inline __m256i two_bytes(const uint8_t *p) {
+    int16_t two;
+    memcpy(&two, p, sizeof two);
+    return _mm256_set1_epi16(two);
+}
+
+/* 4-bit weights take the 16-bit activations as two bytes, q = 256 top + bottom, top signed, bottom not. Eight products
+ * of each fit 16 bits: 8 * 2 * 15 * 128 = 30,720; 8 * 2 * 15 * 255 = 61,200, for which the sum starts at BOTTOM. */
+enum { BOTTOM = -32768 };
+
+static inline __m256i add_products(__m256i sum, __m256i bytes, __m256i signed_bytes) {
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(bytes, signed_bytes));
+}
+
+/* y[0..8) += sums of outputs whose scales lie at `scales`. */
+static inline void add_sums(float *y, __m256i sums, const uint8_t *scales, float scale) {
+    _mm256_storeu_ps(y, add_scaled(_mm256_loadu_ps(y), sums, scales, scale));
+}
+
+/* y[0..8) += a * values. */
+static inline void add8(float *y, __m256 a, __m256 values) {
+    _mm256_storeu_ps(y, _mm256_add_ps(_mm256_loadu_ps(y), _mm256_mul_ps(a, values)));
+}
+
+static inline void add_float(const uint8_t *w, int32_t n, float a, float *y, int format) {
+    const int size = size_of(format);
+    const __m256 factor = _mm256_set1_ps(a);
+    int32_t c = 0;
+    for (; c + 8 <= n; c += 8) add8(y + c, factor, load8(w + (int64_t)c * size, format));
+    if (c == n) return;
+    float end[8];
+    _mm256_storeu_ps(end, load_end(y + c, n - c, PLM_F32));
+    add8(end, factor, load_end(w + (int64_t)c * size, n - c, format));
+    memcpy(y + c, end, (size_t)(n - c) * sizeof *y);
+}
+
+/* Blocks of a plain row, four a step; their results are added one after the other, as the scalar set does.
+ * products: of a block, as eight sums. */
+static inline float row_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int format,
+                            __m256i (*products)(const uint8_t *w, const int16_t *q, int format)) {
+    const int bytes = format == PLM_Q8_0 ? 34 : 18;
+    int32_t b = 0, blocks = cols / PLM_BLOCK;
+    float y = 0.0f, part[4];
+    for (; b + 4 <= blocks; b += 4, w += 4 * bytes) {
+        ask_ahead(w, 4 * bytes);
+        __m256i s[4];
+        for (int i = 0; i < 4; i++) s[i] = products(w + i * bytes, x->q + (b + i) * PLM_BLOCK, format);
+        __m256i halves = _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
+        __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+        if (format == PLM_Q4_0)
+            sums = _mm_sub_epi32(sums, _mm_slli_epi32(_mm_loadu_si128((const void *)(x->sum + b)), 3));
+        __m128 scales = _mm_setr_ps(scale_at(w), scale_at(w + bytes), scale_at(w + 2 * bytes), scale_at(w + 3 * bytes));
+        scales = _mm_mul_ps(scales, _mm_loadu_ps(x->scale + b));
+        _mm_storeu_ps(part, _mm_mul_ps(_mm_cvtepi32_ps(sums), scales));
+        for (int i = 0; i < 4; i++) y += part[i];
+    }
+    for (; b < blocks; b++, w += bytes) {
+        int32_t sum = sum8_int(products(w, x->q + b * PLM_BLOCK, format));
+        if (format == PLM_Q4_0) sum -= 8 * x->sum[b];
+        y += (float)sum * (scale_at(w) * x->scale[b]);
+    }
+    return y;
+}
+
+/* ---- functions of the set ---- */
+
+void avx2_tile_f32(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
+void avx2_tile_f16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
+void avx2_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
+float avx2_row_f32(const uint8_t *w, int32_t cols, const plm_vectors *x);
+float avx2_row_f16(const uint8_t *w, int32_t cols, const plm_vectors *x);
+float avx2_row_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x);
+void avx2_add_f32(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+void avx2_add_f16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+void avx2_add_bf16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+void avx2_add_q8_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+void avx2_add_q4_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+void avx2_units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
+void avx2_units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
+void avx2_units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
+void avx2_units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
+void avx2_units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
+void avx2_rows_f32(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+void avx2_rows_f16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+void avx2_rows_bf16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+void avx2_rows_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+void avx2_rows_q4_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+void avx2_mix(const float *a, const uint8_t *which, int32_t count, const float *w, int32_t n, float *y);
+void avx2_pack(const float *x, int32_t cols, float most_q, int16_t *q, float *scale, int32_t *sum);
+void avx2_pack_halves(const uint16_t *x, int32_t cols, float most_q, int16_t *q, float *scale);
+void avx2_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel);
+void avx2_panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
+                const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride);
+void avx2_weigh(const int16_t *a, const int16_t *b, int32_t n, int16_t *y);
+void avx2_exps(float *x, int32_t n);
+float avx2_dot(const float *a, const float *b, int32_t n);
+void avx2_add(float a, const float *x, int32_t n, float *y);
+void avx2_widen(const uint16_t *f16, int32_t n, float *y);
+
+/* A tile of several tokens by way of panels, which `product` multiplies; the panels are those of avx2_weave. */
+typedef void avx2_product(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
+                          const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride);
+void avx2_several_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,
+                       avx2_product *product);
+void avx2_several_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,
+                       avx2_product *product);
+
+/* ---- groups of units ---- */
+
+/* The rows of the units of a group that fired. */
+typedef struct {
+    const uint8_t *row[PLM_BLOCK];
+    float a[PLM_BLOCK];
+    int16_t q[PLM_BLOCK];
+    uint8_t top[PLM_BLOCK], bottom[PLM_BLOCK]; /* of q */
+    int32_t count, sum;                        /* of q */
+    float scale;
+} fired;
+
+static inline void find_fired(const uint8_t *rows, int64_t bytes, const float *a, int32_t units, fired *f) {
+    f->count = 0;
+    for (int32_t n = 0; n < units; n++) {
+        if (a[n] == 0.0f) continue; /* a NaN is not 0: it flows on and shows */
+        f->row[f->count] = rows + n * bytes;
+        f->a[f->count++] = a[n];
+    }
+}
+
+/* Integer groups: the scale belongs to the output, so the activations of the group share one. The number is filled up
+ * to a multiple of `step` (2 or 4) with a row that is read anyway and coefficients of 0. */
+static inline int find_fired_int(const uint8_t *rows, int64_t bytes, const float *a, int step, fired *f) {
+    int16_t q[PLM_BLOCK];
+    avx2_pack(a, PLM_BLOCK, PLM_LARGEST, q, &f->scale, &f->sum);
+    find_fired(rows, bytes, a, PLM_BLOCK, f);
+    for (int32_t n = 0, k = 0; n < PLM_BLOCK; n++) {
+        if (a[n] == 0.0f) continue;
+        f->top[k] = (uint8_t)(q[n] >> 8), f->bottom[k] = (uint8_t)q[n];
+        f->q[k++] = q[n];
+    }
+    for (; f->count % step; f->count++) {
+        f->row[f->count] = f->row[f->count - 1];
+        f->q[f->count] = f->top[f->count] = f->bottom[f->count] = 0;
+    }
+    return f->count;
+}
+
+#endif

@@ -1,0 +1,159 @@
+/* AVX2: panels, and tiles of several tokens, which become panels. */
+#include "avx2.h"
+
+/* ---- panels: pair by pair of columns, 16 lanes of two values each, lanes 0..7 in the first register ---- */
+
+/* Integers of a block; blocks of a tile unpacked at a time: 8 KB. */
+enum { PANEL_BLOCK = PLM_BLOCK * PLM_TILE, CHUNK = 8 };
+
+/* The exact sums of one block for R rows of x at once. */
+static inline __attribute__((always_inline)) void block_sums(const int16_t *panel, const int16_t *x, int32_t x_stride,
+                                                             __m256i (*sum)[2], int R) {
+    for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+#pragma GCC unroll 1
+    for (int p = 0; p < PLM_BLOCK / 2; p++, panel += 2 * PLM_TILE) {
+        __m256i low = load32(panel), high = load32(panel + PLM_TILE);
+        for (int r = 0; r < R; r++) {
+            int32_t two;
+            memcpy(&two, x + (int64_t)r * x_stride + 2 * p, sizeof two);
+            __m256i q = _mm256_set1_epi32(two);
+            sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(low, q));
+            sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(high, q));
+        }
+    }
+}
+
+static inline __attribute__((always_inline)) void panel_rows(const int16_t *panel, const float *scales, int32_t blocks,
+                                                             const int16_t *x, int32_t x_stride, const float *x_scale,
+                                                             int32_t x_blocks, float *y, int32_t stride, int R) {
+    for (int32_t b = 0; b < blocks; b++, panel += PANEL_BLOCK, scales += PLM_TILE, x += PLM_BLOCK) {
+        __m256i sum[4][2];
+        block_sums(panel, x, x_stride, sum, R);
+        for (int r = 0; r < R; r++)
+            for (int i = 0; i < 2; i++) {
+                float *at = y + (int64_t)r * stride + 8 * i;
+                __m256 x_factor = _mm256_set1_ps(x_scale[r * x_blocks + b]);
+                __m256 factor = _mm256_mul_ps(_mm256_loadu_ps(scales + 8 * i), x_factor);
+                __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[r][i]), factor);
+                _mm256_storeu_ps(at, _mm256_add_ps(_mm256_loadu_ps(at), product));
+            }
+    }
+}
+
+void avx2_panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
+                  const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride) {
+    for (; rows >= 4; rows -= 4) {
+        panel_rows(panel, scales, blocks, x, x_stride, x_scale, x_blocks, y, stride, 4);
+        x += 4 * (int64_t)x_stride, x_scale += 4 * (int64_t)x_blocks, y += 4 * (int64_t)stride;
+    }
+    if (rows == 3) panel_rows(panel, scales, blocks, x, x_stride, x_scale, x_blocks, y, stride, 3);
+    if (rows == 2) panel_rows(panel, scales, blocks, x, x_stride, x_scale, x_blocks, y, stride, 2);
+    if (rows == 1) panel_rows(panel, scales, blocks, x, x_stride, x_scale, x_blocks, y, stride, 1);
+}
+
+/* Eight lanes of sixteen columns: 8 pairs, transposed as 32-bit values. */
+static inline void eight_rows(const int16_t *x, int64_t lane, int16_t *panel) {
+    __m256i a[8], b[8];
+    for (int r = 0; r < 8; r++) a[r] = load32(x + r * lane);
+    for (int r = 0; r < 8; r += 2) {
+        b[r] = _mm256_unpacklo_epi32(a[r], a[r + 1]); /* pairs 0, 1 and 4, 5 of two rows */
+        b[r + 1] = _mm256_unpackhi_epi32(a[r], a[r + 1]);
+    }
+    for (int i = 0; i < 2; i++)
+        for (int k = 0; k < 2; k++) { /* pair 2 i + k, and 4 more of it */
+            __m256i low = k ? _mm256_unpackhi_epi64(b[i], b[i + 2]) : _mm256_unpacklo_epi64(b[i], b[i + 2]);
+            __m256i high = k ? _mm256_unpackhi_epi64(b[i + 4], b[i + 6]) : _mm256_unpacklo_epi64(b[i + 4], b[i + 6]);
+            int16_t *to = panel + (2 * i + k) * 2 * PLM_TILE;
+            _mm256_storeu_si256((void *)to, _mm256_permute2x128_si256(low, high, 0x20));
+            _mm256_storeu_si256((void *)(to + 8 * PLM_TILE), _mm256_permute2x128_si256(low, high, 0x31));
+        }
+}
+
+void avx2_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel) {
+    if (lane == 1 && lanes == PLM_TILE) { /* two columns, interleaved */
+        for (int64_t c = 0; c < columns; c += 2, panel += 2 * PLM_TILE) {
+            __m256i even = load32(x + c * column), odd = load32(x + (c + 1) * column);
+            __m256i first = _mm256_unpacklo_epi16(even, odd), second = _mm256_unpackhi_epi16(even, odd);
+            _mm256_storeu_si256((void *)panel, _mm256_permute2x128_si256(first, second, 0x20));
+            _mm256_storeu_si256((void *)(panel + PLM_TILE), _mm256_permute2x128_si256(first, second, 0x31));
+        }
+        return;
+    }
+    if (column == 1 && lanes == PLM_TILE) {
+        for (int64_t c = 0; c < columns; c += 16, panel += 16 * PLM_TILE) {
+            eight_rows(x + c, lane, panel);
+            eight_rows(x + 8 * (int64_t)lane + c, lane, panel + PLM_TILE);
+        }
+        return;
+    }
+    for (int64_t c = 0; c < columns; c += 2)
+        for (int64_t r = 0; r < PLM_TILE; r++) {
+            *panel++ = r < lanes ? x[r * lane + c * column] : 0;
+            *panel++ = r < lanes ? x[r * lane + (c + 1) * column] : 0;
+        }
+}
+
+void avx2_weigh(const int16_t *a, const int16_t *b, int32_t n, int16_t *y) {
+    int32_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        _mm256_storeu_si256((void *)(y + i), _mm256_mulhrs_epi16(load32(a + i), load32(b + i)));
+    if (i < n) plm_scalar.weigh(a + i, b + i, n - i, y + i);
+}
+
+/* Bytes of eight rows, four values each, as pairs of columns of 16 bits: values 0 and 1, then 2 and 3. */
+static inline void store_pairs(__m256i v, int16_t *panel, int is_signed) {
+    /* a byte into the high half of 16 bits, from where the shift takes it down with its sign */
+    const __m256i pairs = _mm256_setr_epi8(-1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13,
+                                           -1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13);
+    const __m256i next = _mm256_setr_epi8(-1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15,
+                                          -1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15);
+    __m256i first = _mm256_srai_epi16(_mm256_shuffle_epi8(v, pairs), 8);
+    __m256i second = _mm256_srai_epi16(_mm256_shuffle_epi8(v, next), 8);
+    if (!is_signed) { /* 4 bits, raised by 8 */
+        first = _mm256_sub_epi16(first, _mm256_set1_epi16(8));
+        second = _mm256_sub_epi16(second, _mm256_set1_epi16(8));
+    }
+    _mm256_storeu_si256((void *)panel, first);
+    _mm256_storeu_si256((void *)(panel + 2 * PLM_TILE), second);
+}
+
+static void unpack_block(const uint8_t *w, int16_t *panel, float *scales, int format) {
+    _mm256_storeu_ps(scales, scales8(w));
+    _mm256_storeu_ps(scales + 8, scales8(w + 16));
+    for (int g = 0; g < (format == PLM_Q8_0 ? 8 : 4); g++, panel += 4 * PLM_TILE)
+        for (int i = 0; i < 2; i++) {
+            __m256i v = load32(w + 32 + 64 * g + 32 * i);
+            if (format == PLM_Q8_0) {
+                store_pairs(v, panel + PLM_TILE * i, 1);
+            } else {
+                store_pairs(nibbles_low(v), panel + PLM_TILE * i, 0);
+                store_pairs(nibbles_high(v), panel + PANEL_BLOCK / 2 + PLM_TILE * i, 0);
+            }
+        }
+}
+
+/* Several tokens: the tile becomes a panel, a chunk at a time, which all of them meet. */
+static inline void tile_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                            int32_t stride, int format, avx2_product *product) {
+    const int32_t blocks = cols / PLM_BLOCK, bytes = format == PLM_Q8_0 ? 544 : 288;
+    int16_t room[CHUNK * PANEL_BLOCK];
+    float scales[CHUNK * PLM_TILE];
+    for (int64_t t = 0; t < tokens; t++) memset(y + t * stride, 0, PLM_TILE * sizeof *y);
+    for (int32_t b = 0; b < blocks; b += CHUNK) {
+        int32_t n = blocks - b < CHUNK ? blocks - b : CHUNK;
+        for (int32_t i = 0; i < n; i++, w += bytes) {
+            ask_ahead(w, bytes);
+            unpack_block(w, room + i * PANEL_BLOCK, scales + i * PLM_TILE, format);
+        }
+        product(room, scales, n, x->q + b * PLM_BLOCK, cols, x->scale + b, blocks, tokens, y, stride);
+    }
+}
+
+void avx2_several_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,
+                       avx2_product *product) {
+    tile_int(w, cols, x, tokens, y, stride, PLM_Q8_0, product);
+}
+void avx2_several_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,
+                       avx2_product *product) {
+    tile_int(w, cols, x, tokens, y, stride, PLM_Q4_0, product);
+}

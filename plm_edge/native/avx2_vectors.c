@@ -1,0 +1,151 @@
+/* AVX2: vectors, added rows, packing. */
+#include "avx2.h"
+
+static inline void add_float_rows(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y, int format) {
+    for (int32_t i = 0; i < count; i++) add_float(w + (int64_t)i * n * size_of(format), n, a[i], y, format);
+}
+
+void avx2_add_f32(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
+    add_float_rows(w, n, a, count, y, PLM_F32);
+}
+void avx2_add_f16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
+    add_float_rows(w, n, a, count, y, PLM_F16);
+}
+void avx2_add_bf16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
+    add_float_rows(w, n, a, count, y, PLM_BF16);
+}
+void avx2_add(float a, const float *x, int32_t n, float *y) { add_float((const void *)x, n, a, y, PLM_F32); }
+
+/* y[0..16) += d * 16 signed bytes. */
+static inline void add_bytes(__m256 *y, __m256 d, __m128i bytes) {
+    y[0] = _mm256_add_ps(y[0], _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))));
+    y[1] = _mm256_add_ps(y[1], _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))));
+}
+
+/* 32 quants of a plain row. */
+static inline void add_block(__m256 *sum, const uint8_t *w, float a, int format) {
+    __m256 d = _mm256_set1_ps(a * scale_at(w));
+    __m128i v = _mm_loadu_si128((const void *)(w + 2));
+    if (format == PLM_Q8_0) {
+        add_bytes(sum, d, v);
+        add_bytes(sum + 2, d, _mm_loadu_si128((const void *)(w + 18)));
+    } else {
+        const __m128i nibble = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+        add_bytes(sum, d, _mm_sub_epi8(_mm_and_si128(v, nibble), eight));
+        add_bytes(sum + 2, d, _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(v, 4), nibble), eight));
+    }
+}
+
+/* Four rows at a time, so that sums are loaded and stored once for them. */
+static inline void add_int_rows(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y, int format) {
+    const int64_t bytes = plm_row_bytes(format, n);
+    for (int32_t i = 0; i < count; i += 4, w += 4 * bytes) {
+        const int32_t rows = count - i < 4 ? count - i : 4;
+        for (int32_t b = 0; b < n / PLM_BLOCK; b++) {
+            const uint8_t *block = w + b * (format == PLM_Q8_0 ? 34 : 18);
+            __m256 sum[4];
+            for (int k = 0; k < 4; k++) sum[k] = _mm256_loadu_ps(y + b * PLM_BLOCK + 8 * k);
+            for (int32_t r = 0; r < rows; r++) add_block(sum, block + r * bytes, a[i + r], format);
+            for (int k = 0; k < 4; k++) _mm256_storeu_ps(y + b * PLM_BLOCK + 8 * k, sum[k]);
+        }
+    }
+}
+
+void avx2_add_q8_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
+    add_int_rows(w, n, a, count, y, PLM_Q8_0);
+}
+void avx2_add_q4_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
+    add_int_rows(w, n, a, count, y, PLM_Q4_0);
+}
+
+void avx2_widen(const uint16_t *f16, int32_t n, float *y) {
+    int32_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, load8(f16 + i, PLM_F16));
+    for (; i < n; i++) y[i] = plm_f16(f16[i]);
+}
+
+/* plm_exp of eight, step by step the same. */
+static inline __m256 exp8(__m256 x) {
+    const __m256 least = _mm256_set1_ps(-87.0f);
+    __m256 n = _mm256_floor_ps(_mm256_add_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _mm256_set1_ps(0.5f)));
+    __m256 r = _mm256_sub_ps(x, _mm256_mul_ps(n, _mm256_set1_ps(0.693359375f)));
+    r = _mm256_sub_ps(r, _mm256_mul_ps(n, _mm256_set1_ps(-2.12194440e-4f)));
+    static const float term[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    __m256 p = _mm256_set1_ps(1.0f / 720);
+    for (int i = 0; i < 6; i++) p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(term[i]));
+    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvttps_epi32(n), _mm256_set1_epi32(127)), 23);
+    __m256 y = _mm256_mul_ps(p, _mm256_castsi256_ps(power));
+    y = _mm256_andnot_ps(_mm256_cmp_ps(x, least, _CMP_LT_OQ), y); /* below: 0 */
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+}
+
+void avx2_exps(float *x, int32_t n) {
+    int32_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(x + i, exp8(_mm256_loadu_ps(x + i)));
+    for (; i < n; i++) x[i] = plm_exp(x[i]);
+}
+
+static inline __m256 round_to_q(__m256 x, __m256 inverse, __m256 most) {
+    x = _mm256_max_ps(_mm256_mul_ps(x, inverse), _mm256_sub_ps(_mm256_setzero_ps(), most));
+    return _mm256_min_ps(x, most);
+}
+
+void avx2_pack(const float *x, int32_t cols, float most_q, int16_t *q, float *scale, int32_t *sum) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, x += PLM_BLOCK, q += PLM_BLOCK) {
+        __m256 v[4], most8 = _mm256_setzero_ps(), whole8 = _mm256_setzero_ps();
+        for (int i = 0; i < 4; i++) {
+            v[i] = _mm256_loadu_ps(x + 8 * i);
+            most8 = _mm256_max_ps(_mm256_andnot_ps(sign, v[i]), most8);
+            whole8 = _mm256_add_ps(whole8, _mm256_sub_ps(v[i], v[i]));
+        }
+        __m128 most4 = _mm_max_ps(_mm256_castps256_ps128(most8), _mm256_extractf128_ps(most8, 1));
+        most4 = _mm_max_ps(most4, _mm_movehl_ps(most4, most4));
+        float most = _mm_cvtss_f32(_mm_max_ss(most4, _mm_movehdup_ps(most4))), whole = sum8(whole8);
+        scale[b] = most / most_q + whole;
+        if (sum) sum[b] = 0;
+        if (!(most > 1e-30f && whole == 0.0f)) {
+            memset(q, 0, PLM_BLOCK * sizeof *q);
+            continue;
+        }
+        __m256 inverse = _mm256_set1_ps(most_q / most);
+        __m256i whole_numbers[4], total = _mm256_setzero_si256();
+        for (int i = 0; i < 4; i++) {
+            whole_numbers[i] = _mm256_cvtps_epi32(round_to_q(v[i], inverse, _mm256_set1_ps(most_q)));
+            total = _mm256_add_epi32(total, whole_numbers[i]);
+        }
+        for (int i = 0; i < 2; i++) {
+            __m256i both = _mm256_packs_epi32(whole_numbers[2 * i], whole_numbers[2 * i + 1]);
+            _mm256_storeu_si256((void *)(q + 16 * i), _mm256_permute4x64_epi64(both, 0xd8));
+        }
+        if (sum) sum[b] = sum8_int(total);
+    }
+}
+
+/* Halves without their signs are ordered as integers are. */
+static inline uint16_t largest_half(__m256i a, __m256i b) {
+    const __m256i size = _mm256_set1_epi16(0x7fff);
+    __m256i most = _mm256_max_epu16(_mm256_and_si256(a, size), _mm256_and_si256(b, size));
+    __m128i eight = _mm_max_epu16(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    __m128i least = _mm_minpos_epu16(_mm_xor_si128(eight, _mm_set1_epi16(-1)));
+    return (uint16_t)~_mm_cvtsi128_si32(least);
+}
+
+void avx2_pack_halves(const uint16_t *x, int32_t cols, float most_q, int16_t *q, float *scale) {
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, x += PLM_BLOCK, q += PLM_BLOCK) {
+        uint16_t bits = largest_half(load32(x), load32(x + 16));
+        float most = _cvtsh_ss(bits);
+        if (bits == 0 || bits >= 0x7c00) { /* zeros; or an infinity or a NaN, which the scale shows */
+            scale[b] = bits ? NAN : 0.0f;
+            memset(q, 0, PLM_BLOCK * sizeof *q);
+            continue;
+        }
+        scale[b] = most / most_q;
+        __m256 inverse = _mm256_set1_ps(most_q / most), limit = _mm256_set1_ps(most_q);
+        for (int i = 0; i < PLM_BLOCK; i += 16) {
+            __m256i low = _mm256_cvtps_epi32(round_to_q(load8(x + i, PLM_F16), inverse, limit));
+            __m256i high = _mm256_cvtps_epi32(round_to_q(load8(x + i + 8, PLM_F16), inverse, limit));
+            _mm256_storeu_si256((void *)(q + i), _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8));
+        }
+    }
+}
