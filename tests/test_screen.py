@@ -1,7 +1,9 @@
-"""The screened head: its kernels, what it keeps exactly, what it misses, how a file carries it."""
+"""The screened head: what it keeps exactly, what it misses, how a file carries it."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +12,13 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from kernel_calls import Rows, Weight, isa, run, step
 from metrics import kl, log_softmax
 from numpy.typing import NDArray
-from primitives import floats
 from tiny import TINY_SHAPES
 
 import plm_edge
 from plm_edge import head_screen
-from plm_edge.arrangements import TILE, arranged_bytes
+from plm_edge.arrangements import TILE
 from plm_edge.bundle import MODEL_FILE, read_bundle
 from plm_edge.cli.calibrate import TEXT, export, hidden_states
 from plm_edge.errors import (
@@ -40,7 +40,6 @@ from plm_edge.exporters.screen import (
 from plm_edge.exporters.synth import SHAPES, synth
 from plm_edge.gguf_weights import GgufWeights
 from plm_edge.layouts import file_tensors
-from plm_edge.native import kernels
 from plm_edge.planned import Plan
 from plm_edge.quant_plan import choose_formats
 from plm_edge.runtime import Model, Session, load
@@ -48,134 +47,6 @@ from plm_edge.runtime.bench import subject
 
 Float32 = NDArray[np.float32]
 HELD_OUT = subject.TEXT
-SETS = list(kernels.isa_table())
-
-
-# ---- the kernels
-
-
-class Head:
-    """A random head with coarse logits beside it, and the buffers of plm_screen."""
-
-    def __init__(self, fmt: str, rows: int, cols: int, name: str = "scalar") -> None:
-        rng = np.random.default_rng((rows, cols))
-        self.name, self.rows = name, rows
-        self.tiles = -(-rows // TILE)
-        self.weight = Weight(fmt, "tile16x4", rows, cols)
-        self.x = Rows(rng.normal(size=cols).astype(np.float32))
-        self.exact = floats(rows)
-        product = kernels.Product(
-            isa(name), step(1), self.weight.struct, self.x.struct, self.exact.ctypes.data, 0
-        )
-        assert run(("product", product))
-        self.coarse = self.exact + rng.normal(size=rows).astype(np.float32)
-        self.tile_bytes = arranged_bytes("tile16x4", fmt, TILE, cols)
-
-    def screen(
-        self, coarse: Float32, count: int, threads: int = 1
-    ) -> tuple[Float32, NDArray[np.int32]]:
-        """Logits as the four kernels leave them, and the tiles that were read."""
-        logits = floats(self.rows)
-        logits[:] = coarse
-        peaks = np.full(self.tiles + 1, -7, np.int32)
-        chosen, tails = np.full(count, -7, np.int32), np.full((count, 4), np.nan, np.float32)
-        buffers = (logits, peaks, chosen, tails)
-        args = kernels.Screen(
-            isa(self.name),
-            step(1),
-            self.weight.struct,
-            self.x.struct,
-            *(buffer.ctypes.data for buffer in buffers),
-            self.tile_bytes,
-            count,
-        )
-        calls = [(op, args) for op in ("peak", "choose", "rescore", "level")]
-        assert run(*calls, threads=threads)
-        return logits, chosen
-
-    def best_tiles(self, coarse: Float32, count: int) -> list[int]:
-        padded = np.full(self.tiles * TILE, -np.inf, np.float32)
-        padded[: self.rows] = coarse
-        peaks = padded.reshape(-1, TILE).max(axis=1)
-        return sorted(np.argsort(-peaks, kind="stable")[:count].tolist())
-
-    def rows_of(self, tiles: list[int]) -> NDArray[np.bool_]:
-        return np.isin(np.arange(self.rows) // TILE, tiles)
-
-
-@pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("fmt", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
-@pytest.mark.parametrize(("rows", "count"), [(5, 1), (48, 2), (333, 7), (3000, 40), (333, 21)])
-def test_chosen_tiles_are_the_best_and_exact(name: str, fmt: str, rows: int, count: int) -> None:
-    head = Head(fmt, rows, 64, name)
-    logits, chosen = head.screen(head.coarse, count)
-    want = head.best_tiles(head.coarse, count)
-    assert chosen.tolist() == want
-    read = head.rows_of(want)
-    np.testing.assert_array_equal(logits[read], head.exact[read])  # bit for bit
-    shift = logits[~read] - head.coarse[~read]
-    assert np.ptp(shift) < 1e-5 if shift.size else count == head.tiles
-    if rows == 3000:
-        assert not np.array_equal(head.best_tiles(-head.coarse, count), want)
-
-
-def test_the_mass_outside_is_that_of_rows_like_those_outside() -> None:
-    head = Head("Q8_0", 3000, 64)
-    coarse, count = head.coarse - 3.0, 40
-    logits, chosen = head.screen(coarse, count)
-    read = head.rows_of(chosen.tolist())
-    lowest = min(coarse[t * TILE : (t + 1) * TILE].max() for t in chosen)
-    alike = read & (coarse < lowest)
-    exact = head.exact.astype(np.float64)
-    want = np.log(np.exp(exact[alike]).sum()) - np.log(np.exp(coarse[alike].astype(float)).sum())
-    shift = logits[~read] - coarse[~read]
-    assert np.abs(shift - want).max() < 1e-5
-    assert want > 2.0  # the 3 that were taken off, less what the sample says
-    everyone = np.log(np.exp(exact[read]).sum()) - np.log(np.exp(coarse[read].astype(float)).sum())
-    assert np.abs(shift - everyone).min() > 1e-2  # the best rows are no sample of the others
-
-
-def test_ties_go_to_the_lower_tile() -> None:
-    head = Head("F32", 333, 16)
-    _, chosen = head.screen(np.zeros(333, np.float32), 4)
-    assert chosen.tolist() == [0, 1, 2, 3]
-    coarse = np.zeros(333, np.float32)
-    coarse[[40, 300]] = 1.0
-    coarse[5] = -0.0
-    _, chosen = head.screen(coarse, 4)
-    assert chosen.tolist() == [0, 1, 2, 18]
-
-
-def test_any_float_is_in_order() -> None:
-    head = Head("F32", 16 * 64, 16)
-    rng = np.random.default_rng(0)
-    bits = rng.integers(0, 2**32, 16 * 64, dtype=np.uint64).astype(np.uint32)
-    coarse = bits.view(np.float32).copy()
-    coarse[np.isnan(coarse)] = -np.inf
-    for count in (1, 17, 63):
-        _, chosen = head.screen(coarse, count)
-        assert chosen.tolist() == head.best_tiles(coarse, count)
-
-
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_nan_shows(sign: float) -> None:
-    head = Head("Q8_0", 333, 64)
-    coarse = head.coarse.copy()
-    coarse[200] = np.copysign(np.nan, sign)
-    logits, chosen = head.screen(coarse, 3)
-    assert 200 // TILE in chosen  # its tile is read, so the exact logits decide
-    assert np.isfinite(logits[head.rows_of([200 // TILE])]).all()
-    logits, _ = head.screen(np.full(333, np.nan, np.float32), 3)
-    assert np.isnan(logits).sum() == 333 - 3 * TILE
-    head.x.scale[:] = np.nan  # as packing leaves it where the state holds a NaN
-    logits, chosen = head.screen(head.coarse, 3)
-    assert np.isnan(logits).all()
-
-
-def test_threads_change_no_bit() -> None:
-    head = Head("Q4_0", 3000, 64)
-    one, four = (head.screen(head.coarse, 40, threads)[0] for threads in (1, 4))
-    np.testing.assert_array_equal(one, four)
 
 
 # ---- the axes
@@ -502,3 +373,31 @@ def test_windows_start_afresh(bundle: Path) -> None:
     assert len(states) >= 2 * WINDOW
     twice = hidden_states(bundle / MODEL_FILE, words + words)
     np.testing.assert_array_equal(twice[: len(states)], states)
+
+
+def test_the_command_line_takes_it(
+    bundle: Path, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def ran(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [Path(sys.executable).with_name("plm-edge"), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    chat = ("-p", "Tell me a tale", "-n", 12, "--temp", 0, "--head")
+    told = [ran("chat", bundle, *chat, head) for head in ("full", "screened")]
+    assert told[0].stdout == told[1].stdout != "\n"
+    assert [done.returncode for done in told] == [0, 0]
+    out, tiny = tmp_path / "out", checkpoint_of("blocks")
+    export = ("export", tiny, "--target", "host", "-o", out)
+    done = ran(*export, "--head", "screened")
+    assert done.returncode == 0, done.stderr
+    assert ran("chat", out, "-p", "a", "-n", 1, "--head", "screened").returncode == 0
+    assert ran(*export, "--force").returncode == 0
+    refused = ran("chat", out, "-p", "a", "--head", "screened")
+    assert (refused.returncode, refused.stdout) == (6, "")
+    assert refused.stderr.count("\n") == 1
+    assert "found the full one alone" in refused.stderr
+    made = ran("synth", "--shape", "plm-tiny", "--head", "screened", "-o", tmp_path / "made")
+    assert made.returncode == 0, made.stderr
+    with load(tmp_path / "made", head="screened") as session:
+        assert session.head == "screened"
+    assert ran("synth", "--shape", "plm-tiny", "--head", "none", "-o", out).returncode == 2
