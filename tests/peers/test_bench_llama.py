@@ -87,6 +87,9 @@ def test_ratios_are_of_the_same_rounds(bundle: Path, tmp_path: Path) -> None:
         assert theirs["cache_bytes"] == 256 * 2 * 2 * (key + 2 * 128)
     (folder,) = (tmp_path / "plm-edge").iterdir()  # the layout plm, written once
     before = (folder / MODEL_FILE).stat().st_mtime_ns
-    rows = csv.DictReader(io.StringIO(run(tmp_path, bundle, *short, "-p", "0", "-o", "csv")))
-    assert [row["engine"] for row in rows] == ["plm-edge", "llama.cpp"] * 2
+    again = run(
+        tmp_path, bundle, "-p", "0", "-n", "2", "-d", "0", "-t", "1", "-r", "1", "-o", "csv"
+    )
+    rows = csv.DictReader(io.StringIO(again))
+    assert [row["engine"] for row in rows] == ["plm-edge", "llama.cpp"]
     assert (folder / MODEL_FILE).stat().st_mtime_ns == before
