@@ -30,7 +30,6 @@ ISA_FLAGS = {
     "avx2_panel.c": AVX2,
     "avx2_units.c": AVX2,
     "avx2_vectors.c": AVX2,
-    "neon.c": [],
     "neon_dotprod.c": ["-march=armv8.2-a+dotprod"],
     "neon_i8mm.c": ["-march=armv8.2-a+dotprod+i8mm"],
 }
@@ -42,7 +41,9 @@ ISA_MACHINES = {
     "avx2_vectors.c": X86,
     "neon.c": ARM,
     "neon_dotprod.c": ARM,
+    "neon_floats.c": ARM,
     "neon_i8mm.c": ARM,
+    "neon_vectors.c": ARM,
 }
 
 

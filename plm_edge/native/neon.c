@@ -1,49 +1,8 @@
-/* ARMv8.0 NEON, which every 64-bit ARM CPU has (Raspberry Pi 4). Integer formats and everything that works value by
- * value give the bits of the scalar set: the sums of a block are exact and the float steps are the same ones in the
- * same order. Only `tile` and `row` of float formats and `dot` add in another order, with fused steps. */
+/* ARMv8.0 NEON, which every 64-bit ARM CPU has (Raspberry Pi 4): its products of integer formats. Same bits as the
+ * scalar set: the sums of a block are exact and the float steps are the same ones in the same order. */
 #include "neon.h"
 
-/* ---- values of float formats, four at a time ---- */
-
-static inline int size_of(int format) { return format == PLM_F32 ? 4 : 2; }
-
-static inline float32x4_t load4(const void *p, int format) {
-    if (format == PLM_F32) return vreinterpretq_f32_u8(vld1q_u8(p));
-    uint8x8_t half = vld1_u8(p);
-    if (format == PLM_F16) return vcvt_f32_f16(vreinterpret_f16_u8(half));
-    return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(half), 16));
-}
-
-/* The last n < 4 values of a row, then zeros: nothing is read past the end. */
-static inline float32x4_t load_end(const void *p, int32_t n, int format) {
-    uint8_t room[16] = {0};
-    memcpy(room, p, (size_t)(n * size_of(format)));
-    return load4(room, format);
-}
-
 /* ---- tiles: 16 rows interleaved, 4 consecutive values each ---- */
-
-static inline void tile_float(const uint8_t *w, int32_t cols, const float *x, float *y, int format) {
-    const int size = size_of(format);
-    float32x4_t sum[PLM_TILE];
-    for (int r = 0; r < PLM_TILE; r++) sum[r] = vdupq_n_f32(0.0f);
-    for (int32_t c = 0; c < cols; c += 4, w += 64 * size) {
-        float32x4_t four = cols - c >= 4 ? vld1q_f32(x + c) : load_end(x + c, cols - c, PLM_F32);
-        for (int r = 0; r < PLM_TILE; r++) sum[r] = vfmaq_f32(sum[r], load4(w + 4 * r * size, format), four);
-    }
-    for (int r = 0; r < PLM_TILE; r += 4)
-        vst1q_f32(y + r, vpaddq_f32(vpaddq_f32(sum[r], sum[r + 1]), vpaddq_f32(sum[r + 2], sum[r + 3])));
-}
-
-void neon_tile_f32(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
-    for (int64_t t = 0; t < tokens; t++) tile_float(w, cols, x->f + t * cols, y + t * stride, PLM_F32);
-}
-void neon_tile_f16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
-    for (int64_t t = 0; t < tokens; t++) tile_float(w, cols, x->f + t * cols, y + t * stride, PLM_F16);
-}
-void neon_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
-    for (int64_t t = 0; t < tokens; t++) tile_float(w, cols, x->f + t * cols, y + t * stride, PLM_BF16);
-}
 
 /* A register for each row: four sums, which the block's end adds. */
 static void one_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
@@ -69,10 +28,6 @@ static void one_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float
         }
     }
     for (int r = 0; r < 4; r++) vst1q_f32(y + 4 * r, sums[r]);
-}
-
-static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
-    each_token(one_q8_0, w, cols, x, tokens, y, stride);
 }
 
 /* Products of two bytes fit 16 bits: sixteen of each limb can be added, 16 * 15 * 128 = 30,720 and
@@ -127,29 +82,59 @@ static void one_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float
     for (int r = 0; r < 4; r++) vst1q_f32(y + 4 * r, sums[r]);
 }
 
+/* The 16 rows of a column, widened. */
+static inline void store_column(int8x16_t v, int16_t *panel) {
+    vst1q_s16(panel, vmovl_s8(vget_low_s8(v)));
+    vst1q_s16(panel + 8, vmovl_high_s8(v));
+}
+
+enum { CHUNK = 8 }; /* blocks of a tile unpacked at a time: 8 KB */
+
+/* One block as a panel: byte i of a group of four is column i of all 16 rows. */
+static inline void unpack_block(const uint8_t *w, int16_t *panel, float *scales, int format) {
+    for (int i = 0; i < 4; i++) vst1q_f32(scales + 4 * i, scales4(w + 8 * i));
+    for (int g = 0; g < (format == PLM_Q8_0 ? 8 : 4); g++, panel += 4 * PLM_TILE) {
+        uint8x16x4_t four = vld4q_u8(w + 32 + 64 * g);
+        for (int i = 0; i < 4; i++) {
+            if (format == PLM_Q8_0) {
+                store_column(as_signed(four.val[i]), panel + i * PLM_TILE);
+            } else {
+                store_column(vsubq_s8(as_signed(nibbles_low(four.val[i])), vdupq_n_s8(8)), panel + i * PLM_TILE);
+                store_column(vsubq_s8(as_signed(nibbles_high(four.val[i])), vdupq_n_s8(8)), panel + PANEL_BLOCK / 2 + i * PLM_TILE);
+            }
+        }
+    }
+}
+
+/* Several tokens: the tile becomes a panel, a chunk at a time, which all of them meet. */
+static inline void tile_of_tokens(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                                  int32_t stride, int format) {
+    const int32_t blocks = cols / PLM_BLOCK, bytes = format == PLM_Q8_0 ? 544 : 288;
+    int16_t room[CHUNK * PANEL_BLOCK];
+    float scales[CHUNK * PLM_TILE];
+    for (int64_t t = 0; t < tokens; t++) memset(y + t * stride, 0, PLM_TILE * sizeof *y);
+    for (int32_t b = 0; b < blocks; b += CHUNK) {
+        int32_t n = plm_min(CHUNK, blocks - b);
+        for (int32_t i = 0; i < n; i++, w += bytes) unpack_block(w, room + i * PANEL_BLOCK, scales + i * PLM_TILE, format);
+        neon_panel(room, scales, n, x->q + b * PLM_BLOCK, cols, x->scale + b, blocks, tokens, y, stride);
+    }
+}
+
+static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
+    if (tokens == 1)
+        one_q8_0(w, cols, x, y);
+    else
+        tile_of_tokens(w, cols, x, tokens, y, stride, PLM_Q8_0);
+}
+
 static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
-    each_token(one_q4_0, w, cols, x, tokens, y, stride);
+    if (tokens == 1)
+        one_q4_0(w, cols, x, y);
+    else
+        tile_of_tokens(w, cols, x, tokens, y, stride, PLM_Q4_0);
 }
 
 /* ---- plain ggml rows ---- */
-
-static inline float row_float(const uint8_t *w, int32_t cols, const float *x, int format) {
-    const int size = size_of(format);
-    float32x4_t sum[4];
-    int32_t c = 0;
-    for (int i = 0; i < 4; i++) sum[i] = vdupq_n_f32(0.0f);
-    for (; c + 16 <= cols; c += 16, w += 16 * size)
-        for (int i = 0; i < 4; i++)
-            sum[i] = vfmaq_f32(sum[i], load4(w + 4 * i * size, format), vld1q_f32(x + c + 4 * i));
-    for (; c + 4 <= cols; c += 4, w += 4 * size) sum[0] = vfmaq_f32(sum[0], load4(w, format), vld1q_f32(x + c));
-    if (c < cols) sum[1] = vfmaq_f32(sum[1], load_end(w, cols - c, format), load_end(x + c, cols - c, PLM_F32));
-    return vaddvq_f32(vaddq_f32(vaddq_f32(sum[0], sum[1]), vaddq_f32(sum[2], sum[3])));
-}
-
-float neon_row_f32(const uint8_t *w, int32_t cols, const plm_vectors *x) { return row_float(w, cols, x->f, PLM_F32); }
-float neon_row_f16(const uint8_t *w, int32_t cols, const plm_vectors *x) { return row_float(w, cols, x->f, PLM_F16); }
-float neon_row_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x) { return row_float(w, cols, x->f, PLM_BF16); }
-float neon_dot(const float *a, const float *b, int32_t n) { return row_float((const void *)a, n, b, PLM_F32); }
 
 static inline int32x4_t products_q8_0(const uint8_t *w, const int16_t *q) {
     int32x4_t even = vdupq_n_s32(0), odd = even;
@@ -176,132 +161,7 @@ static float row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
     return row_int(w, cols, x, PLM_Q4_0, products_q4_0);
 }
 
-/* y[0..4) += a * values. */
-static inline void add4(float *y, float a, float32x4_t values) {
-    vst1q_f32(y, vaddq_f32(vld1q_f32(y), vmulq_n_f32(values, a)));
-}
-
-static inline void add_float(const uint8_t *w, int32_t n, float a, float *y, int format) {
-    const int size = size_of(format);
-    int32_t c = 0;
-    for (; c + 4 <= n; c += 4) add4(y + c, a, load4(w + (int64_t)c * size, format));
-    if (c == n) return;
-    float end[4];
-    vst1q_f32(end, load_end(y + c, n - c, PLM_F32));
-    add4(end, a, load_end(w + (int64_t)c * size, n - c, format));
-    memcpy(y + c, end, (size_t)(n - c) * sizeof *y);
-}
-
-void neon_add_f32(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
-    for (int32_t i = 0; i < count; i++) add_float(w + i * plm_row_bytes(PLM_F32, n), n, a[i], y, PLM_F32);
-}
-void neon_add_f16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
-    for (int32_t i = 0; i < count; i++) add_float(w + i * plm_row_bytes(PLM_F16, n), n, a[i], y, PLM_F16);
-}
-void neon_add_bf16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
-    for (int32_t i = 0; i < count; i++) add_float(w + i * plm_row_bytes(PLM_BF16, n), n, a[i], y, PLM_BF16);
-}
-void neon_add(float a, const float *x, int32_t n, float *y) { add_float((const void *)x, n, a, y, PLM_F32); }
-
-/* y[0..16) += d * 16 signed bytes. */
-static inline void add_bytes(float *y, float d, int8x16_t bytes) {
-    int16x8_t v0 = vmovl_s8(vget_low_s8(bytes)), v1 = vmovl_high_s8(bytes);
-    add4(y, d, vcvtq_f32_s32(vmovl_s16(vget_low_s16(v0))));
-    add4(y + 4, d, vcvtq_f32_s32(vmovl_high_s16(v0)));
-    add4(y + 8, d, vcvtq_f32_s32(vmovl_s16(vget_low_s16(v1))));
-    add4(y + 12, d, vcvtq_f32_s32(vmovl_high_s16(v1)));
-}
-
-static void add_q8_0(const uint8_t *w, int32_t n, float a, float *y) {
-    for (; n > 0; n -= PLM_BLOCK, w += 34, y += PLM_BLOCK) {
-        float d = a * scale_at(w);
-        for (int i = 0; i < PLM_BLOCK; i += 16) add_bytes(y + i, d, as_signed(vld1q_u8(w + 2 + i)));
-    }
-}
-
-static void add_q4_0(const uint8_t *w, int32_t n, float a, float *y) {
-    const int8x16_t eight = vdupq_n_s8(8);
-    for (; n > 0; n -= PLM_BLOCK, w += 18, y += PLM_BLOCK) {
-        float d = a * scale_at(w);
-        uint8x16_t bytes = vld1q_u8(w + 2);
-        add_bytes(y, d, vsubq_s8(as_signed(nibbles_low(bytes)), eight));
-        add_bytes(y + 16, d, vsubq_s8(as_signed(nibbles_high(bytes)), eight));
-    }
-}
-
-void neon_add_q8_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
-    for (int32_t i = 0; i < count; i++) add_q8_0(w + i * plm_row_bytes(PLM_Q8_0, n), n, a[i], y);
-}
-void neon_add_q4_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
-    for (int32_t i = 0; i < count; i++) add_q4_0(w + i * plm_row_bytes(PLM_Q4_0, n), n, a[i], y);
-}
-
-void neon_widen(const uint16_t *f16, int32_t n, float *y) {
-    int32_t i = 0;
-    for (; i + 4 <= n; i += 4) vst1q_f32(y + i, load4(f16 + i, PLM_F16));
-    for (; i < n; i++) y[i] = plm_f16(f16[i]);
-}
-
-void neon_pack(const float *x, int32_t cols, float most_q, int16_t *q, float *scale, int32_t *sum) {
-    const float32x4_t limit = vdupq_n_f32(most_q);
-    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, x += PLM_BLOCK, q += PLM_BLOCK) {
-        float32x4_t v[8], most4 = vdupq_n_f32(0.0f), whole4 = most4;
-        for (int i = 0; i < 8; i++) {
-            v[i] = vld1q_f32(x + 4 * i);
-            most4 = vmaxq_f32(most4, vabsq_f32(v[i]));
-            whole4 = vaddq_f32(whole4, vsubq_f32(v[i], v[i])); /* 0, or NaN where a value is NaN or infinite */
-        }
-        float most = vmaxvq_f32(most4), whole = vaddvq_f32(whole4);
-        scale[b] = most / most_q + whole;
-        if (sum) sum[b] = 0;
-        if (!(most > 1e-30f && whole == 0.0f)) {
-            memset(q, 0, PLM_BLOCK * sizeof *q);
-            continue;
-        }
-        float inverse = most_q / most;
-        int32x4_t total = vdupq_n_s32(0);
-        for (int i = 0; i < 8; i++) {
-            float32x4_t scaled = vmaxq_f32(vmulq_n_f32(v[i], inverse), vnegq_f32(limit));
-            int32x4_t whole_numbers = vcvtnq_s32_f32(vminq_f32(scaled, limit));
-            vst1_s16(q + 4 * i, vmovn_s32(whole_numbers));
-            total = vaddq_s32(total, whole_numbers);
-        }
-        if (sum) sum[b] = vaddvq_s32(total);
-    }
-}
-
 /* ---- groups of 32 units ---- */
-
-static inline void units_float(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, int format) {
-    const int64_t size = size_of(format);
-    const uint8_t *row[PLM_BLOCK];
-    float factor[PLM_BLOCK];
-    int32_t count = 0, o = 0;
-    for (int32_t n = 0; n < units; n++) {
-        if (a[n] == 0.0f) continue; /* a NaN is not 0: it flows on and shows */
-        row[count] = w + n * (width * size);
-        factor[count++] = a[n];
-    }
-    for (; o + 16 <= width; o += 16) {
-        float32x4_t sum[4];
-        for (int i = 0; i < 4; i++) sum[i] = vld1q_f32(y + o + 4 * i);
-        for (int32_t k = 0; k < count; k++)
-            for (int i = 0; i < 4; i++)
-                sum[i] = vaddq_f32(sum[i], vmulq_n_f32(load4(row[k] + (o + 4 * i) * size, format), factor[k]));
-        for (int i = 0; i < 4; i++) vst1q_f32(y + o + 4 * i, sum[i]);
-    }
-    for (int32_t k = 0; k < count; k++) add_float(row[k] + o * size, width - o, factor[k], y + o, format);
-}
-
-void neon_units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
-    units_float(w, width, a, units, y, PLM_F32);
-}
-void neon_units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
-    units_float(w, width, a, units, y, PLM_F16);
-}
-void neon_units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
-    units_float(w, width, a, units, y, PLM_BF16);
-}
 
 int32_t neon_find_fired(const uint8_t *rows, int64_t bytes, const float *a, fired *f) {
     int16_t q[PLM_BLOCK];
@@ -378,33 +238,13 @@ static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t 
     }
 }
 
-void neon_unit_rows_f32(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y) { plm_scalar.unit_rows[PLM_F32](w, width, first, last, units, y); }
-void neon_unit_rows_f16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y) { plm_scalar.unit_rows[PLM_F16](w, width, first, last, units, y); }
-void neon_unit_rows_bf16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y) { plm_scalar.unit_rows[PLM_BF16](w, width, first, last, units, y); }
-void neon_unit_rows_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y) { plm_scalar.unit_rows[PLM_Q8_0](w, width, first, last, units, y); }
-void neon_unit_rows_q4_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y) { plm_scalar.unit_rows[PLM_Q4_0](w, width, first, last, units, y); }
-void neon_mix(const float *a, const uint8_t *which, int32_t count, const float *w, int32_t n, float *y) { plm_scalar.mix(a, which, count, w, n, y); }
-void neon_pack_halves(const uint16_t *x, int32_t cols, float most, int16_t *q, float *scale) { plm_scalar.pack_halves(x, cols, most, q, scale); }
-void neon_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel) { plm_scalar.weave(x, lane, column, lanes, columns, panel); }
-void neon_panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride, const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride) { plm_scalar.panel(panel, scales, blocks, x, x_stride, x_scale, x_blocks, rows, y, stride); }
-void neon_weigh(const int16_t *a, const int16_t *b, int32_t n, int16_t *y) { plm_scalar.weigh(a, b, n, y); }
-void neon_exps(float *x, int32_t n) { plm_scalar.exps(x, n); }
-
 const plm_isa plm_neon = {
     .name = "neon",
-    .tile = {neon_tile_f32, neon_tile_f16, neon_tile_bf16, tile_q8_0, tile_q4_0},
-    .row = {neon_row_f32, neon_row_f16, neon_row_bf16, neon_row_q8_0, row_q4_0},
-    .add_rows = {neon_add_f32, neon_add_f16, neon_add_bf16, neon_add_q8_0, neon_add_q4_0},
-    .units = {neon_units_f32, neon_units_f16, neon_units_bf16, units_q8_0, units_q4_0},
-    .unit_rows = {neon_unit_rows_f32, neon_unit_rows_f16, neon_unit_rows_bf16, neon_unit_rows_q8_0, neon_unit_rows_q4_0},
-    .mix = neon_mix,
-    .pack = neon_pack,
-    .pack_halves = neon_pack_halves,
-    .weave = neon_weave,
-    .panel = neon_panel,
-    .weigh = neon_weigh,
-    .exps = neon_exps,
-    .dot = neon_dot,
-    .add = neon_add,
-    .widen = neon_widen,
+    NEON_SHARED,
+    .tile[PLM_Q8_0] = tile_q8_0,
+    .tile[PLM_Q4_0] = tile_q4_0,
+    .row[PLM_Q8_0] = neon_row_q8_0,
+    .row[PLM_Q4_0] = row_q4_0,
+    .units[PLM_Q8_0] = units_q8_0,
+    .units[PLM_Q4_0] = units_q4_0,
 };

@@ -55,6 +55,20 @@ static inline int32x4_t sums_of_four(int32x4_t a, int32x4_t b, int32x4_t c, int3
     return vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d));
 }
 
+enum { PANEL_BLOCK = PLM_BLOCK * PLM_TILE }; /* integers of a block of a panel */
+
+/* Register i takes value i of all eight. */
+static inline void transpose8(int16x8_t *v) {
+    for (int step = 0; step < 3; step++) { /* a riffle of the first four registers with the last four, three times */
+        int16x8_t u[8];
+        for (int i = 0; i < 4; i++) {
+            u[2 * i] = vzip1q_s16(v[i], v[i + 4]);
+            u[2 * i + 1] = vzip2q_s16(v[i], v[i + 4]);
+        }
+        for (int i = 0; i < 8; i++) v[i] = u[i];
+    }
+}
+
 /* Blocks of a plain row, four a step; their results are added one after the other, as the scalar set does.
  * products: of a block, as four sums. */
 static inline float row_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int format,
@@ -109,49 +123,46 @@ static inline uint8x16x4_t four_units(const uint8_t *const *row, int32_t at) {
 /* Returns how many fired; `rows` are of `bytes` each. */
 int32_t neon_find_fired(const uint8_t *rows, int64_t bytes, const float *a, fired *f);
 
-void neon_tile_f32(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
-void neon_tile_f16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
-void neon_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
-float neon_row_f32(const uint8_t *w, int32_t cols, const plm_vectors *x);
-float neon_row_f16(const uint8_t *w, int32_t cols, const plm_vectors *x);
-float neon_row_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x);
-float neon_row_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x);
-void neon_add_f32(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
-void neon_add_f16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
-void neon_add_bf16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
-void neon_add_q8_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
-void neon_add_q4_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
-void neon_units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
-void neon_units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
-void neon_units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
-void neon_pack(const float *x, int32_t cols, float most, int16_t *q, float *scale, int32_t *sum);
+/* What every set takes over as it is: float formats, vectors, panels, rows and units that are only widened. */
+typedef void tile_of(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
+typedef float row_of(const uint8_t *w, int32_t cols, const plm_vectors *x);
+typedef void added_rows_of(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+typedef void units_of(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
+typedef void unit_rows_of(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+
+tile_of neon_tile_f32, neon_tile_f16, neon_tile_bf16;
+row_of neon_row_f32, neon_row_f16, neon_row_bf16;
+added_rows_of neon_add_f32, neon_add_f16, neon_add_bf16, neon_add_q8_0, neon_add_q4_0;
+units_of neon_units_f32, neon_units_f16, neon_units_bf16;
+unit_rows_of neon_unit_rows_f32, neon_unit_rows_f16, neon_unit_rows_bf16, neon_unit_rows_q8_0, neon_unit_rows_q4_0;
+
+void neon_mix(const float *a, const uint8_t *which, int32_t count, const float *w, int32_t n, float *y);
 float neon_dot(const float *a, const float *b, int32_t n);
 void neon_add(float a, const float *x, int32_t n, float *y);
-void neon_unit_rows_f32(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
-void neon_unit_rows_f16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
-void neon_unit_rows_bf16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
-void neon_unit_rows_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
-void neon_unit_rows_q4_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
-void neon_mix(const float *a, const uint8_t *which, int32_t count, const float *w, int32_t n, float *y);
-void neon_pack_halves(const uint16_t *x, int32_t cols, float most, int16_t *q, float *scale);
-void neon_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel);
-void neon_panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride, const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride);
-void neon_weigh(const int16_t *a, const int16_t *b, int32_t n, int16_t *y);
-void neon_exps(float *x, int32_t n);
 void neon_widen(const uint16_t *f16, int32_t n, float *y);
+void neon_pack(const float *x, int32_t cols, float most, int16_t *q, float *scale, int32_t *sum);
+void neon_pack_halves(const uint16_t *x, int32_t cols, float most, int16_t *q, float *scale);
+void neon_exps(float *x, int32_t n);
+void neon_weigh(const int16_t *a, const int16_t *b, int32_t n, int16_t *y);
 
-/* Each token of x by itself, through the function of one token. */
-static inline void each_token(void (*one)(const uint8_t *, int32_t, const plm_vectors *, float *), const uint8_t *w,
-                              int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
-    for (int32_t t = 0; t < tokens; t++) {
-        plm_vectors at = plm_vector_at(x, t, cols);
-        one(w, cols, &at, y + (int64_t)t * stride);
-    }
-}
+/* Panels of 16-bit integers column by column, which `smlal` takes by lane. */
+void neon_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel);
+void neon_panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
+                const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride);
 
+#define NEON_SHARED                                                                                             \
+    .tile[PLM_F32] = neon_tile_f32, .tile[PLM_F16] = neon_tile_f16, .tile[PLM_BF16] = neon_tile_bf16,           \
+    .row[PLM_F32] = neon_row_f32, .row[PLM_F16] = neon_row_f16, .row[PLM_BF16] = neon_row_bf16,                 \
+    .add_rows = {neon_add_f32, neon_add_f16, neon_add_bf16, neon_add_q8_0, neon_add_q4_0},                      \
+    .units[PLM_F32] = neon_units_f32, .units[PLM_F16] = neon_units_f16, .units[PLM_BF16] = neon_units_bf16,     \
+    .unit_rows = {neon_unit_rows_f32, neon_unit_rows_f16, neon_unit_rows_bf16, neon_unit_rows_q8_0,             \
+                  neon_unit_rows_q4_0},                                                                         \
+    .mix = neon_mix, .pack = neon_pack, .pack_halves = neon_pack_halves, .weave = neon_weave,                   \
+    .panel = neon_panel, .weigh = neon_weigh, .exps = neon_exps, .dot = neon_dot, .add = neon_add,              \
+    .widen = neon_widen
 
-/* Of the dotprod set (neon_dotprod.c). */
-void dotprod_tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
-float dotprod_row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x);
+/* Of the sets before this one. */
+row_of neon_row_q8_0, dotprod_row_q4_0;
+tile_of dotprod_tile_q4_0;
 
 #endif

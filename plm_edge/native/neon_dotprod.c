@@ -5,69 +5,91 @@
 /* A signed weight as w + 128, unsigned, for products with the bottom bytes; 128 of them each are too much. */
 static inline uint8x16_t raised(uint8x16_t v) { return veorq_u8(v, vdupq_n_u8(128)); }
 
-/* A tile's register is four rows by four values, and a lane of the activations is what it is multiplied with. */
-static void one_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
-    float32x4_t sums[4];
-    for (int r = 0; r < 4; r++) sums[r] = vdupq_n_f32(0.0f);
-    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 544) {
-        limbs q0 = split(x->q + b * PLM_BLOCK), q1 = split(x->q + b * PLM_BLOCK + 16);
-        int32_t too_much = 128 * (vaddlvq_u8(q0.bottom) + vaddlvq_u8(q1.bottom));
-        int32x4_t top[4];
-        uint32x4_t bottom[4];
-        for (int r = 0; r < 4; r++) top[r] = vdupq_n_s32(0), bottom[r] = vdupq_n_u32((uint32_t)-too_much);
-#define FOUR_VALUES(q, lane, at) /* a lane must be a literal */                          \
-    for (int r = 0; r < 4; r++) {                                                         \
-        uint8x16_t v = vld1q_u8(w + 32 + (at) + 16 * r);                                  \
-        top[r] = vdotq_laneq_s32(top[r], as_signed(v), q.top, lane);                      \
-        bottom[r] = vdotq_laneq_u32(bottom[r], raised(v), q.bottom, lane);                \
+/* Four rows of a block: register g has their columns 4 g .. 4 g + 3. Nibbles as they are, raised by 8. */
+static inline void four_rows(const uint8_t *w, uint8x16_t *v, int format) {
+    for (int g = 0; g < 4; g++) {
+        uint8x16_t bytes = vld1q_u8(w + 64 * g);
+        v[g] = format == PLM_Q8_0 ? bytes : nibbles_low(bytes);
+        v[4 + g] = format == PLM_Q8_0 ? vld1q_u8(w + 64 * (4 + g)) : nibbles_high(bytes);
     }
-        FOUR_VALUES(q0, 0, 0)
-        FOUR_VALUES(q0, 1, 64)
-        FOUR_VALUES(q0, 2, 128)
-        FOUR_VALUES(q0, 3, 192)
-        FOUR_VALUES(q1, 0, 256)
-        FOUR_VALUES(q1, 1, 320)
-        FOUR_VALUES(q1, 2, 384)
-        FOUR_VALUES(q1, 3, 448)
-#undef FOUR_VALUES
-        for (int r = 0; r < 4; r++) sums[r] = add_scaled(sums[r], join(top[r], bottom[r]), w + 8 * r, x->scale[b]);
+}
+
+/* A lane has four columns of the activations, and is multiplied with four rows. */
+static inline int32x4_t add_tops(int32x4_t sum, const uint8x16_t *v, const limbs *q) {
+    sum = vdotq_laneq_s32(sum, as_signed(v[0]), q[0].top, 0);
+    sum = vdotq_laneq_s32(sum, as_signed(v[1]), q[0].top, 1);
+    sum = vdotq_laneq_s32(sum, as_signed(v[2]), q[0].top, 2);
+    sum = vdotq_laneq_s32(sum, as_signed(v[3]), q[0].top, 3);
+    sum = vdotq_laneq_s32(sum, as_signed(v[4]), q[1].top, 0);
+    sum = vdotq_laneq_s32(sum, as_signed(v[5]), q[1].top, 1);
+    sum = vdotq_laneq_s32(sum, as_signed(v[6]), q[1].top, 2);
+    return vdotq_laneq_s32(sum, as_signed(v[7]), q[1].top, 3);
+}
+
+static inline uint32x4_t add_bottoms(uint32x4_t sum, const uint8x16_t *v, const limbs *q) {
+    sum = vdotq_laneq_u32(sum, v[0], q[0].bottom, 0);
+    sum = vdotq_laneq_u32(sum, v[1], q[0].bottom, 1);
+    sum = vdotq_laneq_u32(sum, v[2], q[0].bottom, 2);
+    sum = vdotq_laneq_u32(sum, v[3], q[0].bottom, 3);
+    sum = vdotq_laneq_u32(sum, v[4], q[1].bottom, 0);
+    sum = vdotq_laneq_u32(sum, v[5], q[1].bottom, 1);
+    sum = vdotq_laneq_u32(sum, v[6], q[1].bottom, 2);
+    return vdotq_laneq_u32(sum, v[7], q[1].bottom, 3);
+}
+
+/* What the bottoms' sum begins with: less the products with what weights were raised by. */
+static inline uint32_t start_of(const limbs *q, int32_t sum, int format) {
+    if (format == PLM_Q4_0) return (uint32_t)(-8 * sum);
+    return (uint32_t)(-128 * (vaddlvq_u8(q[0].bottom) + vaddlvq_u8(q[1].bottom)));
+}
+
+/* T tokens: four rows are unpacked once for all of them. */
+static inline __attribute__((always_inline)) void tile_of_tokens(const uint8_t *w, int32_t cols, const plm_vectors *x,
+                                                                 float *y, int32_t stride, int format, int T) {
+    const int32_t blocks = cols / PLM_BLOCK, bytes = format == PLM_Q8_0 ? 544 : 288;
+    float32x4_t sums[4][4];
+    for (int i = 0; i < 4 * T; i++) sums[i / 4][i % 4] = vdupq_n_f32(0.0f);
+    for (int64_t b = 0; b < blocks; b++, w += bytes) {
+        limbs q[4][2];
+        uint32_t start[4];
+        for (int t = 0; t < T; t++) {
+            const int16_t *block = x->q + (int64_t)t * cols + b * PLM_BLOCK;
+            q[t][0] = split(block), q[t][1] = split(block + 16);
+            start[t] = start_of(q[t], x->sum[(int64_t)t * blocks + b], format);
+        }
+#pragma GCC unroll 1 /* four rows fill the registers */
+        for (int r = 0; r < 4; r++) {
+            uint8x16_t v[8];
+            int32x4_t top[4];
+            four_rows(w + 32 + 16 * r, v, format);
+            for (int t = 0; t < T; t++) top[t] = add_tops(vdupq_n_s32(0), v, q[t]);
+            for (int g = 0; g < 8; g++) v[g] = format == PLM_Q8_0 ? raised(v[g]) : v[g];
+            for (int t = 0; t < T; t++) {
+                int32x4_t sum = join(top[t], add_bottoms(vdupq_n_u32(start[t]), v, q[t]));
+                sums[t][r] = add_scaled(sums[t][r], sum, w + 8 * r, x->scale[(int64_t)t * blocks + b]);
+            }
+        }
     }
-    for (int r = 0; r < 4; r++) vst1q_f32(y + 4 * r, sums[r]);
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < 4; r++) vst1q_f32(y + (int64_t)t * stride + 4 * r, sums[t][r]);
+}
+
+static inline void tile_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,
+                            int format) {
+    plm_vectors at = *x;
+    for (; tokens >= 4; tokens -= 4, y += 4 * (int64_t)stride, at = plm_vector_at(&at, 4, cols))
+        tile_of_tokens(w, cols, &at, y, stride, format, 4);
+    if (tokens == 3) tile_of_tokens(w, cols, &at, y, stride, format, 3);
+    if (tokens == 2) tile_of_tokens(w, cols, &at, y, stride, format, 2);
+    if (tokens == 1) tile_of_tokens(w, cols, &at, y, stride, format, 1);
 }
 
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
-    each_token(one_q8_0, w, cols, x, tokens, y, stride);
-}
-
-static void one_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
-    float32x4_t sums[4];
-    for (int r = 0; r < 4; r++) sums[r] = vdupq_n_f32(0.0f);
-    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 288) {
-        limbs q0 = split(x->q + b * PLM_BLOCK), q1 = split(x->q + b * PLM_BLOCK + 16);
-        int32x4_t top[4];
-        uint32x4_t bottom[4];
-        for (int r = 0; r < 4; r++) top[r] = vdupq_n_s32(0), bottom[r] = vdupq_n_u32((uint32_t)(-8 * x->sum[b]));
-#define FOUR_BYTES(lane) /* low nibbles meet q0, high ones q1 */                          \
-    for (int r = 0; r < 4; r++) {                                                         \
-        uint8x16_t v = vld1q_u8(w + 32 + 64 * lane + 16 * r);                             \
-        uint8x16_t low = nibbles_low(v), high = nibbles_high(v);                          \
-        top[r] = vdotq_laneq_s32(top[r], as_signed(low), q0.top, lane);                   \
-        bottom[r] = vdotq_laneq_u32(bottom[r], low, q0.bottom, lane);                     \
-        top[r] = vdotq_laneq_s32(top[r], as_signed(high), q1.top, lane);                  \
-        bottom[r] = vdotq_laneq_u32(bottom[r], high, q1.bottom, lane);                    \
-    }
-        FOUR_BYTES(0)
-        FOUR_BYTES(1)
-        FOUR_BYTES(2)
-        FOUR_BYTES(3)
-#undef FOUR_BYTES
-        for (int r = 0; r < 4; r++) sums[r] = add_scaled(sums[r], join(top[r], bottom[r]), w + 8 * r, x->scale[b]);
-    }
-    for (int r = 0; r < 4; r++) vst1q_f32(y + 4 * r, sums[r]);
+    tile_int(w, cols, x, tokens, y, stride, PLM_Q8_0);
 }
 
 void dotprod_tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
-    each_token(one_q4_0, w, cols, x, tokens, y, stride);
+    tile_int(w, cols, x, tokens, y, stride, PLM_Q4_0);
 }
 
 static inline int32x4_t products_q4_0(const uint8_t *w, const int16_t *q) {
@@ -130,19 +152,11 @@ static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t 
 
 const plm_isa plm_neon_dotprod = {
     .name = "neon-dotprod",
-    .tile = {neon_tile_f32, neon_tile_f16, neon_tile_bf16, tile_q8_0, dotprod_tile_q4_0},
-    .row = {neon_row_f32, neon_row_f16, neon_row_bf16, neon_row_q8_0, dotprod_row_q4_0},
-    .add_rows = {neon_add_f32, neon_add_f16, neon_add_bf16, neon_add_q8_0, neon_add_q4_0},
-    .units = {neon_units_f32, neon_units_f16, neon_units_bf16, units_q8_0, units_q4_0},
-    .unit_rows = {neon_unit_rows_f32, neon_unit_rows_f16, neon_unit_rows_bf16, neon_unit_rows_q8_0, neon_unit_rows_q4_0},
-    .mix = neon_mix,
-    .pack = neon_pack,
-    .pack_halves = neon_pack_halves,
-    .weave = neon_weave,
-    .panel = neon_panel,
-    .weigh = neon_weigh,
-    .exps = neon_exps,
-    .dot = neon_dot,
-    .add = neon_add,
-    .widen = neon_widen,
+    NEON_SHARED,
+    .tile[PLM_Q8_0] = tile_q8_0,
+    .tile[PLM_Q4_0] = dotprod_tile_q4_0,
+    .row[PLM_Q8_0] = neon_row_q8_0,
+    .row[PLM_Q4_0] = dotprod_row_q4_0,
+    .units[PLM_Q8_0] = units_q8_0,
+    .units[PLM_Q4_0] = units_q4_0,
 };
