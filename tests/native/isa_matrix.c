@@ -8,171 +8,21 @@
  * CPU lacks. Returns 0 if all is equal, 1 if something differs. tests/test_neon.py builds it, for this machine and for
  * others under qemu; tests/test_isa.py is its bigger sister in Python.
  */
-#define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
-#include "kernels.h"
+#include "isa_matrix.h"
 
 #include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-static const int32_t block_bytes[PLM_FORMATS] = {4, 2, 2, 34, 18};
-
-static const plm_isa *tested;
-static int bend;
-static long compared, differed;
-
-/* ---- seeded values ---- */
-
-static uint64_t state = 1;
-
-static uint32_t random32(void) { /* Knuth's MMIX constants */
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(state >> 32);
-}
-static int32_t below(int32_t n) { return (int32_t)(random32() % (uint32_t)n); }
-static float symmetric(void) { return (float)(int32_t)random32() * 0x1p-31f; } /* [-1, 1) */
-
-/* ---- memory that ends where a page ends that nobody may touch ---- */
-
-typedef struct {
-    uint8_t *at, *map;
-    size_t mapped;
-} guarded;
-
-static guarded take(size_t bytes) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), pages = (bytes + page - 1) / page * page;
-    guarded g = {NULL, NULL, pages + page};
-    g.map = mmap(NULL, g.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (g.map == MAP_FAILED || mprotect(g.map + pages, page, PROT_NONE)) {
-        perror("isa_matrix");
-        exit(2);
-    }
-    g.at = g.map + pages - bytes;
-    return g;
-}
-
-static guarded copy_of(const void *p, size_t bytes) {
-    guarded g = take(bytes);
-    memcpy(g.at, p, bytes);
-    return g;
-}
-
-static void drop(guarded g) { munmap(g.map, g.mapped); }
-
-/* ---- comparisons ---- */
-
-static void complain(const char *what, int32_t size, int32_t more) {
-    differed++;
-    if (!bend) printf("%s: %s, size %d (%d) differs\n", tested->name, what, (int)size, (int)more);
-}
-
-/* The same bits, but for sign and payload of a NaN. */
-static void same(const char *what, int32_t size, int32_t more, const float *got, const float *want, int32_t n) {
-    compared++;
-    for (int32_t i = 0; i < n; i++) {
-        int both = isnan(got[i]) && isnan(want[i]);
-        if (!both && plm_to_bits(got[i]) != plm_to_bits(want[i])) {
-            complain(what, size, more);
-            return;
-        }
-    }
-}
-
-/* Sums of floats in another order: the difference against the sum of the sizes of the products. */
-static void near(const char *what, int32_t size, const float *got, const float *want, const float *sizes, int32_t n) {
-    compared++;
-    for (int32_t i = 0; i < n; i++) {
-        int both = isnan(got[i]) && isnan(want[i]);
-        if (!both && got[i] != want[i] && !(fabsf(got[i] - want[i]) <= 3e-6f * sizes[i])) {
-            complain(what, size, 0);
-            return;
-        }
-    }
-}
-
-/* ---- weights and activations ---- */
-
-static int is_integer(int format) { return format >= PLM_Q8_0; }
-
-static size_t bytes_of(int format, int32_t rows, int32_t cols) {
-    return (size_t)rows * (size_t)block_bytes[format] * (size_t)(is_integer(format) ? cols / PLM_BLOCK : cols);
-}
-
-/* n values or scales of a float format, of size 1 or so. */
-static void fill_floats(uint8_t *p, int32_t n, int format) {
-    for (int32_t i = 0; i < n; i++) {
-        float f = symmetric() * 2;
-        uint16_t half = format == PLM_F16 ? plm_to_f16(f) : (uint16_t)(plm_to_bits(f) >> 16);
-        if (format == PLM_F32)
-            memcpy(p + 4 * i, &f, sizeof f);
-        else
-            memcpy(p + 2 * i, &half, sizeof half);
-    }
-}
-
-/* `scales` f16 values, then `quants` bytes, or bytes that are all `quant` where it is not negative. */
-static uint8_t *fill_block(uint8_t *p, int32_t scales, int64_t quants, int quant) {
-    fill_floats(p, scales, PLM_F16);
-    for (int64_t i = 0; i < quants; i++) p[2 * scales + i] = (uint8_t)(quant < 0 ? below(256) : quant);
-    return p + 2 * scales + quants;
-}
-
-/* Weights in memory order: `scales` and `quants` of one block, or plain floats. */
-static guarded weights(int format, size_t bytes, int32_t scales, int64_t quants, int quant) {
-    guarded g = take(bytes);
-    if (!is_integer(format))
-        fill_floats(g.at, (int32_t)(bytes / (size_t)block_bytes[format]), format);
-    else
-        for (uint8_t *p = g.at; p < g.at + bytes;) p = fill_block(p, scales, quants, quant);
-    return g;
-}
-
-/* Blocks of very different sizes; the largest of a block is positive or negative. */
-static guarded floats(int32_t n) {
-    guarded g = take((size_t)n * sizeof(float));
-    float *x = (float *)(void *)g.at, size = 1.0f;
-    for (int32_t i = 0; i < n; i++) {
-        if (i % PLM_BLOCK == 0) size = ldexpf(1.0f, below(24) - 12);
-        x[i] = size * symmetric();
-    }
-    return g;
-}
-
-static float *values(guarded g) { return (float *)(void *)g.at; }
-
-/* x with q, scale and sum as the scalar set packs them; x may be no whole blocks, and is then not packed. */
-typedef struct {
-    guarded f, q, scale, sum;
-    plm_vectors v;
-} activations;
-
-static activations pack_of(guarded x, int32_t n) {
-    size_t blocks = (size_t)(n / PLM_BLOCK);
-    activations a = {x, take(blocks * PLM_BLOCK * 2), take(blocks * 4), take(blocks * 4), {0}};
-    a.v = (plm_vectors){values(x), (void *)a.q.at, (void *)a.scale.at, (void *)a.sum.at};
-    plm_scalar.pack(a.v.f, (int32_t)blocks * PLM_BLOCK, PLM_LARGEST, a.v.q, a.v.scale, a.v.sum);
-    return a;
-}
-
-static void drop_activations(activations a) { drop(a.f), drop(a.q), drop(a.scale), drop(a.sum); }
-
-/* Change a quant or the exponent of a float by much. */
-static void bend_at(uint8_t *p, int format) {
-    if (bend) p[is_integer(format) ? 0 : block_bytes[format] - 1] ^= is_integer(format) ? 0x47 : 0x40;
-}
 
 /* ---- tiles and rows ---- */
 
 /* quant >= 0: all quants are that, all activations `special`. Else random ones, `special` in the middle unless 0. */
 static void products(int format, int32_t cols, int quant, float special) {
     size_t bytes = bytes_of(format, PLM_TILE, is_integer(format) ? cols : (cols + 3) / 4 * 4);
-    guarded tile = weights(format, bytes, PLM_TILE, PLM_TILE * (block_bytes[format] - 2), quant);
-    guarded plain = weights(format, bytes_of(format, 1, cols), 1, block_bytes[format] - 2, quant), x = floats(cols);
+    guarded tile = weights(format, bytes, PLM_TILE, PLM_TILE * (quant_bytes(format)), quant);
+    guarded plain = weights(format, bytes_of(format, 1, cols), 1, quant_bytes(format), quant), x = floats(cols);
     for (int32_t i = 0; quant >= 0 && i < cols; i++) values(x)[i] = special;
     if (quant < 0 && special != 0.0f) values(x)[cols / 2] = special;
     if (bend) values(x)[0] = 4000.0f; /* what it is multiplied with is not lost in the rounding */
-    activations a = pack_of(x, cols);
+    activations a = pack_of(x, 1, cols);
 
     float got[PLM_TILE + 1], want[PLM_TILE + 1], sizes[PLM_TILE + 1], size = 0.0f;
     for (int32_t i = 0; i < cols; i++) size += 2.0f * fabsf(values(x)[i]);
@@ -193,16 +43,16 @@ static void products(int format, int32_t cols, int quant, float special) {
     drop(tile), drop(plain), drop_activations(a);
 }
 
-static void added_rows(int format, int32_t cols) {
-    size_t bytes = bytes_of(format, 1, cols);
-    guarded w = weights(format, bytes, 1, block_bytes[format] - 2, -1), y = floats(cols);
+static void added_rows(int format, int32_t cols, int32_t count) {
+    size_t bytes = bytes_of(format, count, cols), last = bytes_of(format, count - 1, cols);
+    guarded w = weights(format, bytes, 1, quant_bytes(format), -1), y = floats(cols), a = take((size_t)count * 4);
     guarded want = copy_of(y.at, (size_t)cols * sizeof(float));
-    const float factor = 0.7f;
-    plm_scalar.add_rows[format](w.at, cols, &factor, 1, values(want));
-    bend_at(w.at + (is_integer(format) ? 2 : 0), format);
-    tested->add_rows[format](w.at, cols, &factor, 1, values(y));
-    same("add_rows", cols, format, values(y), values(want), cols);
-    drop(w), drop(y), drop(want);
+    for (int32_t i = 0; i < count; i++) values(a)[i] = 4000.0f * (1.1f + symmetric());
+    plm_scalar.add_rows[format](w.at, cols, values(a), count, values(want));
+    bend_at(w.at + last + (is_integer(format) ? 2 : 0), format);
+    tested->add_rows[format](w.at, cols, values(a), count, values(y));
+    same("add_rows", cols, count, values(y), values(want), cols);
+    drop(w), drop(y), drop(a), drop(want);
 }
 
 /* ---- groups of units ---- */
@@ -240,7 +90,7 @@ static void units(int format, int32_t width, int32_t count, int32_t fire, int qu
 /* ---- vectors ---- */
 
 static void packed(guarded x, int32_t n) {
-    activations a = pack_of(x, n);
+    activations a = pack_of(x, 1, n);
     size_t bytes = (size_t)n * 2, blocks = (size_t)(n / PLM_BLOCK);
     guarded q = take(bytes), scale = take(blocks * 4), sum = take(blocks * 4);
     if (bend) values(x)[0] = -values(x)[0];
@@ -306,13 +156,14 @@ static void every_half(void) {
 
 static void one_format(int format) {
     static const int32_t whole[] = {32, 64, 96, 160, 544}, any[] = {1, 3, 4, 7, 8, 13, 31, 32, 33, 64, 256, 513};
+    static const int32_t counts[] = {1, 3, 4, 5, 9};
     static const int32_t fires[] = {1, 2, 3, 4, 5, 15, 16, 17, 31, 32};
     static const int32_t quants[] = {0x00, 0xff, 0x80, 0x7f};
     static const float specials[] = {NAN, INFINITY, -INFINITY};
     const int32_t *sizes = is_integer(format) ? whole : any, n = is_integer(format) ? 5 : 12;
     for (int i = 0; i < n; i++) {
         products(format, sizes[i], -1, 0.0f);
-        added_rows(format, sizes[i]);
+        for (int k = 0; k < 5; k++) added_rows(format, sizes[i], counts[k]);
         for (int k = 0; k < 10; k++) units(format, sizes[i], PLM_BLOCK, fires[k], -1, 0.0f);
     }
     if (!is_integer(format)) /* a group of floats may be short */
@@ -333,7 +184,13 @@ static void one_format(int format) {
 static void all(void) {
     static const int32_t sizes[] = {1, 3, 4, 7, 8, 13, 31, 32, 33, 64, 256, 513};
     int32_t n;
-    for (int format = 0; format < PLM_FORMATS; format++) one_format(format);
+    for (int format = 0; format < PLM_FORMATS; format++) {
+        one_format(format);
+        tiles_of_tokens(format);
+        units_of_tokens(format);
+    }
+    mixes();
+    panels();
     for (int i = 0; i < 12; i++) vectors(sizes[i]);
     packed(floats(2048), 2048);
     if (bend) return;
@@ -346,12 +203,11 @@ int main(int argc, char **argv) {
     int anyway = argc > 1 && !strcmp(argv[1], "--anyway"), failed = 0;
     bend = argc > 1 && !strcmp(argv[1], "--bend");
     for (int i = 0; plm_isa_at(i); i++) {
-        tested = plm_isa_at(i);
+        begin(plm_isa_at(i));
         if (!plm_isa_runs(tested) && !anyway) {
             printf("%s: not on this CPU\n", tested->name);
             continue;
         }
-        state = 1, compared = differed = 0;
         printf("%s: runs\n", tested->name);
         fflush(stdout);
         all();

@@ -1,0 +1,98 @@
+/* What several tokens need: tiles that all of them meet, units as floats, rows mixed. */
+#include "isa_matrix.h"
+
+enum { OTHERS = 3 }; /* outputs between those of two tokens, which belong to others */
+static const float untouched = -77.25f;
+
+static float *row_at(guarded y, int32_t t, int32_t stride) { return values(y) + (int64_t)t * stride; }
+
+/* Each token gets the bits it gets alone, those of the scalar set for integers, and nothing between them changes.
+ * quant and special as in `products` of isa_matrix.c; the special value is the middle token's. */
+static void tile(int format, int32_t cols, int32_t tokens, int quant, float special) {
+    const int32_t stride = PLM_TILE + OTHERS, n = (tokens - 1) * stride + PLM_TILE;
+    size_t bytes = bytes_of(format, PLM_TILE, is_integer(format) ? cols : (cols + 3) / 4 * 4);
+    guarded w = weights(format, bytes, PLM_TILE, PLM_TILE * quant_bytes(format), quant), x = floats(tokens * cols);
+    for (int32_t i = 0; quant >= 0 && i < tokens * cols; i++) values(x)[i] = special;
+    if (quant < 0 && special != 0.0f) values(x)[tokens / 2 * cols + cols / 2] = special;
+    for (int32_t t = 0; bend && t < tokens; t++) values(x)[t * cols] = 4000.0f;
+    activations a = pack_of(x, tokens, cols);
+
+    guarded got = take((size_t)n * 4), want = take((size_t)n * 4), alone = take((size_t)n * 4);
+    for (int32_t i = 0; i < n; i++) values(got)[i] = values(want)[i] = values(alone)[i] = untouched;
+    plm_scalar.tile[format](w.at, cols, &a.v, tokens, values(want), stride);
+    for (int32_t t = 0; t < tokens; t++) {
+        plm_vectors one = plm_vector_at(&a.v, t, cols);
+        tested->tile[format](w.at, cols, &one, 1, row_at(alone, t, stride), PLM_TILE);
+    }
+    bend_at(w.at + (is_integer(format) ? 2 * PLM_TILE : 0), format);
+    tested->tile[format](w.at, cols, &a.v, tokens, values(got), stride);
+    same("tile of tokens and of each", cols, tokens, values(got), values(alone), n);
+    if (is_integer(format)) same("tile of tokens", cols, tokens, values(got), values(want), n);
+    for (int32_t t = 0; !is_integer(format) && t < tokens; t++) {
+        float sizes[PLM_TILE], size = 0.0f;
+        for (int32_t i = 0; i < cols; i++) size += 2.0f * fabsf(values(x)[t * cols + i]);
+        for (int r = 0; r < PLM_TILE; r++) sizes[r] = size;
+        near("tile of tokens", cols, row_at(got, t, stride), row_at(want, t, stride), sizes, PLM_TILE);
+    }
+    drop(w), drop_activations(a), drop(got), drop(want), drop(alone);
+}
+
+void tiles_of_tokens(int format) {
+    static const int32_t whole[] = {32, 96, 288}, any[] = {1, 7, 36}, tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 33};
+    static const int32_t quants[] = {0x00, 0xff, 0x80, 0x7f};
+    static const float specials[] = {NAN, INFINITY, -INFINITY};
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < 10; k++) tile(format, is_integer(format) ? whole[i] : any[i], tokens[k], -1, 0.0f);
+    if (bend) return;
+    for (int i = 0; i < 3; i++) tile(format, 64, 7, -1, specials[i]);
+    for (int i = 0; is_integer(format) && i < 4; i++) /* the largest sums */
+        for (float x = -5.0f; x <= 5.0f; x += 5.0f)
+            for (int32_t t = 2; t <= 4; t++) tile(format, 64, t, quants[i], x);
+}
+
+/* Outputs first .. last of `units` units, which are all there is in memory. */
+static void unit_rows(int format, int32_t width, int32_t first, int32_t last, int32_t units) {
+    int64_t quants = is_integer(format) ? (int64_t)units * (width / PLM_BLOCK) * quant_bytes(format) : 0;
+    size_t bytes = is_integer(format) ? (size_t)(2 * width + quants) : bytes_of(format, units, width);
+    size_t from = is_integer(format) ? (size_t)(2 * width) + bytes_of(format, 1, first) - 2 * (size_t)(first / PLM_BLOCK)
+                                     : bytes_of(format, 1, first);
+    int32_t n = units * (last - first);
+    guarded w = weights(format, bytes, width, quants, -1), got = take((size_t)n * 4), want = take((size_t)n * 4);
+    plm_scalar.unit_rows[format](w.at, width, first, last, units, values(want));
+    bend_at(w.at + from, format);
+    tested->unit_rows[format](w.at, width, first, last, units, values(got));
+    same("unit_rows", last - first, units, values(got), values(want), n);
+    drop(w), drop(got), drop(want);
+}
+
+void units_of_tokens(int format) {
+    static const int32_t ends[][2] = {{0, 32}, {32, 160}, {128, 160}, {0, 160}};
+    for (int i = 0; i < 4; i++) unit_rows(format, 160, ends[i][0], ends[i][1], PLM_BLOCK);
+    for (int32_t units = 1; !is_integer(format) && units < 8; units += 3) { /* short, odd groups */
+        unit_rows(format, 37, 0, 37, units);
+        unit_rows(format, 37, 32, 37, units);
+    }
+}
+
+static void mix(int32_t n, int32_t count) {
+    guarded w = floats(PLM_BLOCK * n), y = floats(n), a = floats(count ? count : 1), which = take((size_t)count);
+    guarded want = copy_of(y.at, (size_t)n * 4), sizes = take((size_t)n * 4);
+    for (int32_t k = 0; k < count; k++) which.at[k] = (uint8_t)((5 * k + 3) % PLM_BLOCK); /* each at most once */
+    for (int32_t i = 0; i < n; i++) {
+        float size = fabsf(values(y)[i]);
+        for (int32_t k = 0; k < count; k++) size += fabsf(values(a)[k] * values(w)[which.at[k] * n + i]);
+        values(sizes)[i] = size;
+    }
+    plm_scalar.mix(values(a), which.at, count, values(w), n, values(want));
+    if (bend) values(a)[count - 1] += 1e6f;
+    tested->mix(values(a), which.at, count, values(w), n, values(y));
+    near("mix", n, values(y), values(want), values(sizes), n);
+    drop(w), drop(y), drop(a), drop(which), drop(want), drop(sizes);
+}
+
+void mixes(void) {
+    static const int32_t sizes[] = {1, 3, 4, 7, 8, 37, 63, 64, 65, 128, 131}, counts[] = {1, 2, 6, 31, 32};
+    for (int i = 0; i < 11; i++)
+        for (int k = 0; k < 5; k++) mix(sizes[i], counts[k]);
+    for (int i = 0; !bend && i < 11; i++) mix(sizes[i], 0);
+}
