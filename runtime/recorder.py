@@ -147,30 +147,29 @@ class KernelRecorder:
         self._add("expand", self._attention(kv_b, cache, scale))
 
     def fire(self, up: MappedWeight, down: MappedWeight, x: str, y: str) -> None:
-        fired = self._at("fired")
         args = native.Fire(
             *self._head(),
             self._matrix(up),
             self._matrix(down),
             self._vectors(x),
-            self._at("units"),
-            fired,
-            self._at("unit_rows"),
+            *(self._at(name) for name in ("units", "slices", "unit_rows")),
         )
         self._add("fire", args)
-        step = ctypes.pointer(self.step)
-        self._add("gather", native.Gather(step, fired, self._at(y), self.spec.d_model))
+        slices, step = self._at("slices"), ctypes.pointer(self.step)
+        self._add("gather", native.Gather(step, slices, self._at(y), self.spec.d_model))
 
     def square(self, units: str) -> None:
         step = ctypes.pointer(self.step)
-        self._add("square", native.Square(step, *self._fired(units), self.spec.d_ffn))
+        args = native.Square(step, self._at(units), *self._fired(), self.spec.d_ffn)
+        self._add("square", args)
 
-    def down(self, down: MappedWeight, units: str, y: str) -> None:
-        args = native.Down(*self._head(), self._matrix(down), *self._fired(units), self._at(y))
+    def down(self, down: MappedWeight, y: str) -> None:
+        room = self._at("sums"), self._at(y)
+        args = native.Down(*self._head(), self._matrix(down), *self._fired(), *room)
         self._add("down", args)
 
-    def _fired(self, units: str) -> tuple[int, int, int]:
-        return self._at(units), self._at(f"{units}.which"), self._at(f"{units}.count")
+    def _fired(self) -> tuple[int, int, int]:
+        return self._at("fired"), self._at("fired.which"), self._at("fired.count")
 
     def screened_head(
         self, head: MappedWeight, screen: Mapping[str, MappedWeight], tiles: int, x: str, y: str

@@ -135,11 +135,17 @@ class Pair:
     def down_of(self, name, x, y):
         units = (np.atleast_2d(x) @ self.up.values.T).astype(np.float32)
         units, out, tokens = np.ascontiguousarray(units), y.copy(), len(np.atleast_2d(x))
-        which = np.full(units.shape, 99, np.uint8)
-        count = np.full((tokens, -(-self.d_ffn // 32)), 99, np.uint8)
-        fired = (units.ctypes.data, which.ctypes.data, count.ctypes.data)
-        square = kernels.Square(step(tokens), *fired, self.d_ffn)
-        down = kernels.Down(isa(name), step(tokens), self.down.struct, *fired, out.ctypes.data)
+        groups = -(-self.d_ffn // 32)
+        arrays = (
+            np.full((groups, tokens, 32), np.nan, np.float32),
+            np.full((groups, tokens, 32), 99, np.uint8),
+            np.full((groups, tokens), 99, np.uint8),
+        )
+        fired = [array.ctypes.data for array in arrays]
+        square = kernels.Square(step(tokens), units.ctypes.data, *fired, self.d_ffn)
+        sums = np.full((tokens, self.d_model), np.nan, np.float32)
+        room = (sums.ctypes.data, out.ctypes.data)
+        down = kernels.Down(isa(name), step(tokens), self.down.struct, *fired, *room)
         assert run(("square", square), ("down", down))
         return out
 

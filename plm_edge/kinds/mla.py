@@ -169,9 +169,11 @@ def expanding_pays(spec: ModelSpec, n_past: int, tokens: int) -> bool:
     """Whether building keys and values is less work than absorbing, counted in multiplications.
 
     For each head, expanding costs (nope + v_head) * rank for every cached row and nope + rope +
-    v_head for every pair of token and row; absorbing costs 2 * rank + rope for every pair.
+    v_head for every pair of token and row; absorbing costs (nope + v_head) * rank for every token
+    and 2 * rank + rope for every pair.
     """
     rows, pairs = n_past + tokens, tokens * n_past + tokens * (tokens + 1) // 2
-    expanded = rows * (spec.nope + spec.v_head) * spec.rank
-    expanded += pairs * (spec.nope + spec.rope + spec.v_head)
-    return tokens > 1 and expanded < pairs * (2 * spec.rank + spec.rope)
+    both = (spec.nope + spec.v_head) * spec.rank
+    expanded = rows * both + pairs * (spec.nope + spec.rope + spec.v_head)
+    absorbed = tokens * both + pairs * (2 * spec.rank + spec.rope)
+    return tokens > 1 and expanded < absorbed

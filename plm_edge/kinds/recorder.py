@@ -52,7 +52,7 @@ class Recorder(Protocol):
         """Y (T, d_model) += down . max(0, up . x)^2, reading only the units that fired."""
 
     def square(self, units: str) -> None:
-        """The squared ReLU of units (T, d_ffn), and which of them fired."""
+        """Which of units (T, d_ffn) fire, and their squared ReLU."""
 
-    def down(self, down: Weight, units: str, y: str) -> None:
-        """Y (T, d_model) += down . units, as `square` left them: idle ones are skipped."""
+    def down(self, down: Weight, y: str) -> None:
+        """Y (T, d_model) += down . the units that fired."""

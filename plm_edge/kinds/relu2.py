@@ -65,7 +65,7 @@ def record(k: Recorder, w: Mapping[str, Weight]) -> None:
     k.product(w["ffn_up"], "h", "units")
     if by_unit:
         k.square("units")
-        k.down(w["ffn_down"], "units", "x")
+        k.down(w["ffn_down"], "x")
     else:
         k.pack("units", square=True)
         k.product(w["ffn_down"], "units", "x", add=True)

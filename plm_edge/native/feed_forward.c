@@ -3,7 +3,8 @@
  * the rest. */
 #include "kernels.h"
 
-enum { GATHER_OUTPUTS = 256, DOWN_OUTPUTS = 128, LINE = 64 }; /* DOWN_OUTPUTS: 32 units of them are 16 KB, half an L1 */
+enum { GATHER_OUTPUTS = 256, SQUARE_GROUPS = 8, LINE = 64 };
+enum { DOWN_OUTPUTS = 128 }; /* of an item of DOWN: 32 units of them are 16 KB, half an L1 */
 
 static int64_t unit_bytes(const plm_matrix *down) {
     if (down->format == PLM_Q4_0) return down->rows / 2;
@@ -95,41 +96,57 @@ void plm_gather_item(const void *p, size_t item, int thread) {
         for (int32_t i = first; i < last; i++) y[i] += partial[(int64_t)s * a->width + i];
 }
 
-size_t plm_square_items(const void *p) { return (size_t)((const plm_square *)p)->step->n_tokens; }
+static size_t groups_of(int32_t units) { return plm_ceil_div((size_t)units, PLM_BLOCK); }
 
-void plm_square_item(const void *p, size_t t, int thread) {
-    const plm_square *a = p;
-    float *h = a->h + (int64_t)t * a->units;
-    uint8_t *which = a->which + (int64_t)t * a->units;
-    uint8_t *count = a->count + (int64_t)t * (int64_t)plm_ceil_div((size_t)a->units, PLM_BLOCK);
-    (void)thread;
-    for (int32_t unit = 0; unit < a->units; unit += PLM_BLOCK) {
-        int32_t units = plm_min(PLM_BLOCK, a->units - unit), fired = 0;
+size_t plm_square_items(const void *p) { return plm_ceil_div(groups_of(((const plm_square *)p)->units), SQUARE_GROUPS); }
+
+/* Group by group, since DOWN takes all tokens of a group together: their rows of h are too far apart for a cache. */
+static void square_group(const plm_square *a, int32_t g) {
+    int32_t tokens = a->step->n_tokens, units = plm_min(PLM_BLOCK, a->units - g * PLM_BLOCK);
+    float *fired = a->fired + (int64_t)g * tokens * PLM_BLOCK;
+    uint8_t *which = a->which + (int64_t)g * tokens * PLM_BLOCK;
+    for (int32_t t = 0; t < tokens; t++) {
+        const float *h = a->h + (int64_t)t * a->units + g * PLM_BLOCK;
+        int32_t count = 0;
         for (int32_t i = 0; i < units; i++) { /* writes every value, keeps those that fired: no branch to guess */
-            float value = squared_relu(h[unit + i]);
-            h[unit + fired] = value;
-            which[unit + fired] = (uint8_t)i;
-            fired += value != 0.0f;
+            float value = squared_relu(h[i]);
+            fired[count] = value;
+            which[count] = (uint8_t)i;
+            count += value != 0.0f;
         }
-        *count++ = (uint8_t)fired;
+        a->count[(int64_t)g * tokens + t] = (uint8_t)count;
+        fired += count, which += count;
     }
+}
+
+void plm_square_item(const void *p, size_t item, int thread) {
+    const plm_square *a = p;
+    int32_t first = (int32_t)item * SQUARE_GROUPS, last = plm_min((int32_t)groups_of(a->units), first + SQUARE_GROUPS);
+    (void)thread;
+    for (int32_t g = first; g < last; g++) square_group(a, g);
 }
 
 size_t plm_down_items(const void *p) { return plm_ceil_div((size_t)((const plm_down *)p)->down.rows, DOWN_OUTPUTS); }
 
+/* sum (tokens, n) += the units of group g that fired, for outputs first .. first + n. */
+static void down_group(const plm_down *a, int32_t g, int32_t first, int32_t n, float *sum) {
+    int32_t tokens = a->step->n_tokens;
+    const float *fired = a->fired + (int64_t)g * tokens * PLM_BLOCK;
+    const uint8_t *which = a->which + (int64_t)g * tokens * PLM_BLOCK, *count = a->count + (int64_t)g * tokens;
+    const uint8_t *rows, *group = group_at(&a->down, g, &rows);
+    float w[PLM_BLOCK * DOWN_OUTPUTS];
+    a->isa->unit_rows[a->down.format](group, a->down.rows, first, first + n, units_of(&a->down, g), w);
+    for (int32_t t = 0; t < tokens; fired += count[t], which += count[t], t++)
+        a->isa->mix(fired, which, count[t], w, n, sum + (int64_t)t * n);
+}
+
 void plm_down_item(const void *p, size_t item, int thread) {
     const plm_down *a = p;
-    int32_t width = a->down.rows, cols = a->down.cols, groups = (cols + PLM_BLOCK - 1) / PLM_BLOCK;
-    int32_t first = (int32_t)item * DOWN_OUTPUTS, last = plm_min(width, first + DOWN_OUTPUTS);
-    float w[PLM_BLOCK * DOWN_OUTPUTS];
+    int32_t tokens = a->step->n_tokens, first = (int32_t)item * DOWN_OUTPUTS, n = plm_min(a->down.rows - first, DOWN_OUTPUTS);
+    float *sum = a->sums + (int64_t)tokens * first;
     (void)thread;
-    for (int32_t g = 0; g < groups; g++) {
-        const uint8_t *rows, *group = group_at(&a->down, g, &rows);
-        a->isa->unit_rows[a->down.format](group, width, first, last, units_of(&a->down, g), w);
-        for (int32_t t = 0; t < a->step->n_tokens; t++) {
-            int64_t at = (int64_t)t * cols + g * PLM_BLOCK;
-            a->isa->mix(a->h + at, a->which + at, a->count[(int64_t)t * groups + g], w, last - first,
-                        a->y + (int64_t)t * width + first);
-        }
-    }
+    memset(sum, 0, (size_t)(tokens * n) * sizeof *sum);
+    for (int32_t g = 0; g < (int32_t)groups_of(a->down.cols); g++) down_group(a, g, first, n, sum);
+    for (int64_t t = 0; t < tokens; t++)
+        for (int32_t o = 0; o < n; o++) a->y[t * a->down.rows + first + o] += sum[t * n + o];
 }

@@ -180,6 +180,7 @@ class Square(Structure):
     _fields_ = (
         ("step", POINTER(Step)),
         ("h", c_void_p),
+        ("fired", c_void_p),
         ("which", c_void_p),
         ("count", c_void_p),
         ("units", c_int32),
@@ -192,9 +193,10 @@ class Down(Structure):
     _fields_ = (
         *_ISA_STEP,
         ("down", Matrix),
-        ("h", c_void_p),
+        ("fired", c_void_p),
         ("which", c_void_p),
         ("count", c_void_p),
+        ("sums", c_void_p),
         ("y", c_void_p),
     )
 

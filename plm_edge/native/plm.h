@@ -207,23 +207,25 @@ typedef struct {
     int32_t width;
 } plm_gather;
 
-/* The squared ReLU of h (T, units), in place, and which units fired: of each group of 32, count (T, groups) of them;
- * their values and their numbers in the group are the first of that group in h and `which` (T, units). */
+/* The squared ReLU of h (T, units), and which units fired: for each group of 32 and token, count (groups, T) of them;
+ * their values and their numbers in the group, token after token, in `fired` and `which` (groups, up to 32 T). */
 typedef struct {
     const plm_step *step;
-    float *h;
+    const float *h;
+    float *fired;
     uint8_t *which, *count;
     int32_t units;
 } plm_square;
 
-/* y (T, down.rows) += down h, with h, which and count as SQUARE leaves them. down GROUP32. */
+/* y (T, down.rows) += down h, with fired, which and count as SQUARE leaves them. sums: room for (T, down.rows), where the
+ * outputs of an item lie together: rows of y are too far apart for a cache. down GROUP32. */
 typedef struct {
     const plm_isa *isa;
     const plm_step *step;
     plm_matrix down;
-    const float *h;
+    const float *fired;
     const uint8_t *which, *count;
-    float *y;
+    float *sums, *y;
 } plm_down;
 
 /* The screened head, for one token. Beforehand logits (w.rows) = the coarse head's. Afterwards: the rows of the `count`
