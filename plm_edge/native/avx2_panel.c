@@ -10,7 +10,7 @@ enum { PANEL_BLOCK = PLM_BLOCK * PLM_TILE, CHUNK = 8 };
 static inline __attribute__((always_inline)) void block_sums(const int16_t *panel, const int16_t *x, int32_t x_stride,
                                                              __m256i (*sum)[2], int R) {
     for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-#pragma GCC unroll 1
+#pragma GCC unroll 4
     for (int p = 0; p < PLM_BLOCK / 2; p++, panel += 2 * PLM_TILE) {
         __m256i low = load32(panel), high = load32(panel + PLM_TILE);
         for (int r = 0; r < R; r++) {
