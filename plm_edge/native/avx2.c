@@ -1,7 +1,7 @@
 /* AVX2 with FMA and F16C. Integer formats and everything that works value by value give the bits of the scalar
  * set: the sums of a block are exact and the float steps are the same ones in the same order. Only `tile` and `row`
  * of float formats and `dot` add in another order, with fused steps. */
-#include "avx2.h"
+#include "avx2_pairs.h"
 
 /* ---- tiles: 16 rows interleaved, 4 consecutive values each ---- */
 
@@ -36,42 +36,12 @@ void avx2_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_
     for (int64_t t = 0; t < tokens; t++) tile_float(w, cols, x->f + t * cols, y + t * stride, PLM_BF16);
 }
 
-/* One register is 4 rows by 4 values as int16; madd leaves two sums a row, which the block's end adds. */
-static void one_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
-    __m256 low = _mm256_setzero_ps(), high = low;
-    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 544) {
-        ask_ahead(w, 544);
-        __m256i sum[4];
-        for (int i = 0; i < 4; i++) sum[i] = _mm256_setzero_si256();
-        for (int g = 0; g < 8; g++) {
-            int64_t four;
-            memcpy(&four, x->q + b * PLM_BLOCK + 4 * g, sizeof four);
-            __m256i q = _mm256_set1_epi64x(four);
-            for (int i = 0; i < 4; i++) {
-                __m256i values = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w + 32 + 64 * g + 16 * i)));
-                sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(values, q));
-            }
-        }
-        __m256i first = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[0], sum[1]), 0xd8);
-        __m256i second = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[2], sum[3]), 0xd8);
-        low = add_scaled(low, first, w, x->scale[b]);
-        high = add_scaled(high, second, w + 16, x->scale[b]);
-    }
-    _mm256_storeu_ps(y, low);
-    _mm256_storeu_ps(y + 8, high);
-}
-
 static void one_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
     __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 288) {
         ask_ahead(w, 288);
-        __m256i q0 = load32(x->q + b * PLM_BLOCK), q1 = load32(x->q + b * PLM_BLOCK + 16);
-        __m256i byte = _mm256_set1_epi16(255);
-        __m256i packed = _mm256_packus_epi16(_mm256_and_si256(q0, byte), _mm256_and_si256(q1, byte));
         uint8_t top[PLM_BLOCK], bottom[PLM_BLOCK];
-        _mm256_storeu_si256((void *)bottom, _mm256_permute4x64_epi64(packed, 0xd8));
-        packed = _mm256_packs_epi16(_mm256_srai_epi16(q0, 8), _mm256_srai_epi16(q1, 8));
-        _mm256_storeu_si256((void *)top, _mm256_permute4x64_epi64(packed, 0xd8));
+        split_block(x->q + b * PLM_BLOCK, top, bottom);
 
         __m256i tops[2], bottoms[2]; /* of rows 0..7 and 8..15 */
         for (int i = 0; i < 2; i++) tops[i] = _mm256_setzero_si256(), bottoms[i] = _mm256_set1_epi16(BOTTOM);
@@ -98,7 +68,7 @@ static void one_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float
 
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
-        one_q8_0(w, cols, x, y);
+        pairs_one_q8_0(w, cols, x, y, add_in_two);
     else
         avx2_several_q8_0(w, cols, x, tokens, y, stride, avx2_panel);
 }
@@ -134,26 +104,11 @@ float avx2_row_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x) {
 }
 float avx2_dot(const float *a, const float *b, int32_t n) { return row_float((const void *)a, n, b, PLM_F32); }
 
-/* Products of a block of 32 values, as eight sums of four. */
-static inline __m256i block_products(const uint8_t *w, const int16_t *q, int format) {
-    __m128i bytes = _mm_loadu_si128((const void *)(w + 2));
-    __m256i w0, w1;
-    if (format == PLM_Q8_0) {
-        w0 = _mm256_cvtepi8_epi16(bytes);
-        w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w + 18)));
-    } else {
-        w1 = _mm256_cvtepu8_epi16(bytes);
-        w0 = nibbles_low(w1);
-        w1 = _mm256_srli_epi16(w1, 4);
-    }
-    return _mm256_add_epi32(_mm256_madd_epi16(w0, load32(q)), _mm256_madd_epi16(w1, load32(q + 16)));
-}
-
 static float row_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
-    return row_int(w, cols, x, PLM_Q8_0, block_products);
+    return pairs_row(w, cols, x, PLM_Q8_0, add_in_two);
 }
 static float row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
-    return row_int(w, cols, x, PLM_Q4_0, block_products);
+    return pairs_row(w, cols, x, PLM_Q4_0, add_in_two);
 }
 
 const plm_isa plm_avx2 = {

@@ -100,32 +100,25 @@ static inline void add_float(const uint8_t *w, int32_t n, float a, float *y, int
     memcpy(y + c, end, (size_t)(n - c) * sizeof *y);
 }
 
-/* Blocks of a plain row, four a step; their results are added one after the other, as the scalar set does.
- * products: of a block, as eight sums. */
-static inline float row_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int format,
-                            __m256i (*products)(const uint8_t *w, const int16_t *q, int format)) {
-    const int bytes = format == PLM_Q8_0 ? 34 : 18;
-    int32_t b = 0, blocks = cols / PLM_BLOCK;
-    float y = 0.0f, part[4];
-    for (; b + 4 <= blocks; b += 4, w += 4 * bytes) {
-        ask_ahead(w, 4 * bytes);
-        __m256i s[4];
-        for (int i = 0; i < 4; i++) s[i] = products(w + i * bytes, x->q + (b + i) * PLM_BLOCK, format);
-        __m256i halves = _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
-        __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
-        if (format == PLM_Q4_0)
-            sums = _mm_sub_epi32(sums, _mm_slli_epi32(_mm_loadu_si128((const void *)(x->sum + b)), 3));
-        __m128 scales = _mm_setr_ps(scale_at(w), scale_at(w + bytes), scale_at(w + 2 * bytes), scale_at(w + 3 * bytes));
-        scales = _mm_mul_ps(scales, _mm_loadu_ps(x->scale + b));
-        _mm_storeu_ps(part, _mm_mul_ps(_mm_cvtepi32_ps(sums), scales));
-        for (int i = 0; i < 4; i++) y += part[i];
-    }
-    for (; b < blocks; b++, w += bytes) {
-        int32_t sum = sum8_int(products(w, x->q + b * PLM_BLOCK, format));
-        if (format == PLM_Q4_0) sum -= 8 * x->sum[b];
-        y += (float)sum * (scale_at(w) * x->scale[b]);
-    }
-    return y;
+/* Halves without their signs are ordered as integers are. */
+static inline uint16_t largest_half(__m256i a, __m256i b) {
+    const __m256i size = _mm256_set1_epi16(0x7fff);
+    __m256i most = _mm256_max_epu16(_mm256_and_si256(a, size), _mm256_and_si256(b, size));
+    __m128i eight = _mm_max_epu16(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    __m128i least = _mm_minpos_epu16(_mm_xor_si128(eight, _mm_set1_epi16(-1)));
+    return (uint16_t)~_mm_cvtsi128_si32(least);
+}
+
+/* Integers of a block of a panel. */
+enum { PANEL_BLOCK = PLM_BLOCK * PLM_TILE };
+
+/* q of a block as bytes, q = 256 top + bottom. */
+static inline void split_block(const int16_t *q, uint8_t *top, uint8_t *bottom) {
+    __m256i q0 = load32(q), q1 = load32(q + 16), byte = _mm256_set1_epi16(255);
+    __m256i packed = _mm256_packus_epi16(_mm256_and_si256(q0, byte), _mm256_and_si256(q1, byte));
+    _mm256_storeu_si256((void *)bottom, _mm256_permute4x64_epi64(packed, 0xd8));
+    packed = _mm256_packs_epi16(_mm256_srai_epi16(q0, 8), _mm256_srai_epi16(q1, 8));
+    _mm256_storeu_si256((void *)top, _mm256_permute4x64_epi64(packed, 0xd8));
 }
 
 /* ---- functions of the set ---- */

@@ -1,54 +1,11 @@
 /* AVX2: panels, and tiles of several tokens, which become panels. */
-#include "avx2.h"
+#include "avx2_pairs.h"
 
-/* ---- panels: pair by pair of columns, 16 lanes of two values each, lanes 0..7 in the first register ---- */
-
-/* Integers of a block; blocks of a tile unpacked at a time: 8 KB. */
-enum { PANEL_BLOCK = PLM_BLOCK * PLM_TILE, CHUNK = 8 };
-
-/* The exact sums of one block for R rows of x at once. */
-static inline __attribute__((always_inline)) void block_sums(const int16_t *panel, const int16_t *x, int32_t x_stride,
-                                                             __m256i (*sum)[2], int R) {
-    for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-#pragma GCC unroll 4
-    for (int p = 0; p < PLM_BLOCK / 2; p++, panel += 2 * PLM_TILE) {
-        __m256i low = load32(panel), high = load32(panel + PLM_TILE);
-        for (int r = 0; r < R; r++) {
-            int32_t two;
-            memcpy(&two, x + (int64_t)r * x_stride + 2 * p, sizeof two);
-            __m256i q = _mm256_set1_epi32(two);
-            sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(low, q));
-            sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(high, q));
-        }
-    }
-}
-
-static inline __attribute__((always_inline)) void panel_rows(const int16_t *panel, const float *scales, int32_t blocks,
-                                                             const int16_t *x, int32_t x_stride, const float *x_scale,
-                                                             int32_t x_blocks, float *y, int32_t stride, int R) {
-    for (int32_t b = 0; b < blocks; b++, panel += PANEL_BLOCK, scales += PLM_TILE, x += PLM_BLOCK) {
-        __m256i sum[4][2];
-        block_sums(panel, x, x_stride, sum, R);
-        for (int r = 0; r < R; r++)
-            for (int i = 0; i < 2; i++) {
-                float *at = y + (int64_t)r * stride + 8 * i;
-                __m256 x_factor = _mm256_set1_ps(x_scale[r * x_blocks + b]);
-                __m256 factor = _mm256_mul_ps(_mm256_loadu_ps(scales + 8 * i), x_factor);
-                __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[r][i]), factor);
-                _mm256_storeu_ps(at, _mm256_add_ps(_mm256_loadu_ps(at), product));
-            }
-    }
-}
+enum { CHUNK = 8 }; /* blocks of a tile unpacked at a time: 8 KB */
 
 void avx2_panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
-                  const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride) {
-    for (; rows >= 4; rows -= 4) {
-        panel_rows(panel, scales, blocks, x, x_stride, x_scale, x_blocks, y, stride, 4);
-        x += 4 * (int64_t)x_stride, x_scale += 4 * (int64_t)x_blocks, y += 4 * (int64_t)stride;
-    }
-    if (rows == 3) panel_rows(panel, scales, blocks, x, x_stride, x_scale, x_blocks, y, stride, 3);
-    if (rows == 2) panel_rows(panel, scales, blocks, x, x_stride, x_scale, x_blocks, y, stride, 2);
-    if (rows == 1) panel_rows(panel, scales, blocks, x, x_stride, x_scale, x_blocks, y, stride, 1);
+                const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride) {
+    pairs_panel(panel, scales, blocks, x, x_stride, x_scale, x_blocks, rows, y, stride, add_in_two);
 }
 
 /* Eight lanes of sixteen columns: 8 pairs, transposed as 32-bit values. */

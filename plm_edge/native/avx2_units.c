@@ -1,5 +1,5 @@
 /* AVX2: groups of units. */
-#include "avx2.h"
+#include "avx2_pairs.h"
 
 static inline void units_float(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, int format) {
     const int64_t size = size_of(format);
@@ -30,27 +30,8 @@ void avx2_units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t un
 }
 
 void avx2_units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
-    fired f;
     (void)units; /* integer groups are whole */
-    if (!find_fired_int(w + 2 * (int64_t)width, width, a, 2, &f)) return;
-    for (int32_t o = 0; o < width; o += PLM_BLOCK) {
-        __m256i sum[4]; /* 0: outputs 0..3 and 8..11, 1: 4..7 and 12..15; 2 and 3: the same of 16..31 */
-        for (int i = 0; i < 4; i++) sum[i] = _mm256_setzero_si256();
-        for (int32_t k = 0; k < f.count; k += 2) {
-            __m256i q = four_bytes(f.q + k);
-            for (int i = 0; i < 2; i++) {
-                __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(f.row[k] + o + 16 * i)));
-                __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(f.row[k + 1] + o + 16 * i)));
-                sum[2 * i] = _mm256_add_epi32(sum[2 * i], _mm256_madd_epi16(_mm256_unpacklo_epi16(w0, w1), q));
-                sum[2 * i + 1] = _mm256_add_epi32(sum[2 * i + 1], _mm256_madd_epi16(_mm256_unpackhi_epi16(w0, w1), q));
-            }
-        }
-        for (int i = 0; i < 4; i++) {
-            __m256i eight = i % 2 ? _mm256_permute2x128_si256(sum[i - 1], sum[i], 0x31)
-                                  : _mm256_permute2x128_si256(sum[i], sum[i + 1], 0x20);
-            add_sums(y + o + 8 * i, eight, w + 2 * (int64_t)(o + 8 * i), f.scale);
-        }
-    }
+    pairs_units_q8_0(w, width, a, y, add_in_two);
 }
 
 /* Sums of the 64 outputs whose bytes lie at `at` in every row, or of 32 where that is all there is. Register i has

@@ -122,15 +122,6 @@ void avx2_pack(const float *x, int32_t cols, float most_q, int16_t *q, float *sc
     }
 }
 
-/* Halves without their signs are ordered as integers are. */
-static inline uint16_t largest_half(__m256i a, __m256i b) {
-    const __m256i size = _mm256_set1_epi16(0x7fff);
-    __m256i most = _mm256_max_epu16(_mm256_and_si256(a, size), _mm256_and_si256(b, size));
-    __m128i eight = _mm_max_epu16(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
-    __m128i least = _mm_minpos_epu16(_mm_xor_si128(eight, _mm_set1_epi16(-1)));
-    return (uint16_t)~_mm_cvtsi128_si32(least);
-}
-
 void avx2_pack_halves(const uint16_t *x, int32_t cols, float most_q, int16_t *q, float *scale) {
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, x += PLM_BLOCK, q += PLM_BLOCK) {
         uint16_t bits = largest_half(load32(x), load32(x + 16));
