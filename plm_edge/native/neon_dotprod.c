@@ -43,35 +43,58 @@ static inline uint32_t start_of(const limbs *q, int32_t sum, int format) {
     return (uint32_t)(-128 * (vaddlvq_u8(q[0].bottom) + vaddlvq_u8(q[1].bottom)));
 }
 
-/* T tokens: four rows are unpacked once for all of them. */
+/* A block of T tokens: bytes, what their sums begin with, scales. */
+typedef struct {
+    limbs q[4][2];
+    uint32_t start[4];
+    float scale[4];
+} block_of_tokens;
+
+static inline __attribute__((always_inline)) block_of_tokens block_at(const plm_vectors *x, int32_t cols, int64_t b, int format,
+                                                                      int T) {
+    block_of_tokens at;
+    for (int64_t t = 0; t < T; t++) {
+        const int16_t *q = x->q + t * cols + b * PLM_BLOCK;
+        const int64_t block = t * (cols / PLM_BLOCK) + b;
+        at.q[t][0] = split(q), at.q[t][1] = split(q + 16);
+        at.start[t] = start_of(at.q[t], x->sum[block], format);
+        at.scale[t] = x->scale[block];
+    }
+    return at;
+}
+
+/* sums[t][r] += what one block gives, for rows 4 r .. 4 r + 3 of a tile, which are unpacked once for all tokens. */
+static inline __attribute__((always_inline)) void add_block(float32x4_t (*sums)[4], const uint8_t *w, int r,
+                                                            const block_of_tokens *x, int format, int T) {
+    uint8x16_t v[8];
+    int32x4_t top[4];
+    four_rows(w + 32 + 16 * r, v, format);
+    for (int t = 0; t < T; t++) top[t] = add_tops(vdupq_n_s32(0), v, x->q[t]);
+    for (int g = 0; g < 8; g++) v[g] = format == PLM_Q8_0 ? raised(v[g]) : v[g];
+    for (int t = 0; t < T; t++) {
+        int32x4_t sum = join(top[t], add_bottoms(vdupq_n_u32(x->start[t]), v, x->q[t]));
+        sums[t][r] = add_scaled(sums[t][r], sum, w + 8 * r, x->scale[t]);
+    }
+}
+
 static inline __attribute__((always_inline)) void tile_of_tokens(const uint8_t *w, int32_t cols, const plm_vectors *x,
                                                                  float *y, int32_t stride, int format, int T) {
-    const int32_t blocks = cols / PLM_BLOCK, bytes = format == PLM_Q8_0 ? 544 : 288;
     float32x4_t sums[4][4];
     for (int i = 0; i < 4 * T; i++) sums[i / 4][i % 4] = vdupq_n_f32(0.0f);
-    for (int64_t b = 0; b < blocks; b++, w += bytes) {
-        limbs q[4][2];
-        uint32_t start[4];
-        for (int t = 0; t < T; t++) {
-            const int16_t *block = x->q + (int64_t)t * cols + b * PLM_BLOCK;
-            q[t][0] = split(block), q[t][1] = split(block + 16);
-            start[t] = start_of(q[t], x->sum[(int64_t)t * blocks + b], format);
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += format == PLM_Q8_0 ? 544 : 288) {
+        const block_of_tokens at = block_at(x, cols, b, format, T);
+        if (T == 1) { /* the sums of all rows in registers */
+            add_block(sums, w, 0, &at, format, T);
+            add_block(sums, w, 1, &at, format, T);
+            add_block(sums, w, 2, &at, format, T);
+            add_block(sums, w, 3, &at, format, T);
+            continue;
         }
-#pragma GCC unroll 1 /* four rows fill the registers */
-        for (int r = 0; r < 4; r++) {
-            uint8x16_t v[8];
-            int32x4_t top[4];
-            four_rows(w + 32 + 16 * r, v, format);
-            for (int t = 0; t < T; t++) top[t] = add_tops(vdupq_n_s32(0), v, q[t]);
-            for (int g = 0; g < 8; g++) v[g] = format == PLM_Q8_0 ? raised(v[g]) : v[g];
-            for (int t = 0; t < T; t++) {
-                int32x4_t sum = join(top[t], add_bottoms(vdupq_n_u32(start[t]), v, q[t]));
-                sums[t][r] = add_scaled(sums[t][r], sum, w + 8 * r, x->scale[(int64_t)t * blocks + b]);
-            }
-        }
+#pragma GCC unroll 1 /* four rows and their tokens fill the registers */
+        for (int r = 0; r < 4; r++) add_block(sums, w, r, &at, format, T);
     }
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < 4; r++) vst1q_f32(y + (int64_t)t * stride + 4 * r, sums[t][r]);
+    for (int64_t t = 0; t < T; t++)
+        for (int r = 0; r < 4; r++) vst1q_f32(y + t * stride + 4 * r, sums[t][r]);
 }
 
 static inline void tile_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,
