@@ -32,6 +32,7 @@ ISA_FLAGS = {
     "avx2_vectors.c": AVX2,
     "neon_dotprod.c": ["-march=armv8.2-a+dotprod"],
     "neon_i8mm.c": ["-march=armv8.2-a+dotprod+i8mm"],
+    "neon_smmla.c": ["-march=armv8.2-a+dotprod+i8mm"],
 }
 X86, ARM = {"x86_64"}, {"aarch64", "arm64"}
 ISA_MACHINES = {
@@ -43,6 +44,7 @@ ISA_MACHINES = {
     "neon_dotprod.c": ARM,
     "neon_floats.c": ARM,
     "neon_i8mm.c": ARM,
+    "neon_smmla.c": ARM,
     "neon_vectors.c": ARM,
 }
 

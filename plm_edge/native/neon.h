@@ -51,6 +51,12 @@ static inline void add_sums(float *y, int32x4_t sums, const uint8_t *scales, flo
     vst1q_f32(y, add_scaled(vld1q_f32(y), sums, scales, scale));
 }
 
+/* y[0..4) += sums of four lanes of a panel times their scales. */
+static inline void add_lanes(float *y, int32x4_t sums, const float *scales, float scale) {
+    float32x4_t factor = vmulq_n_f32(vld1q_f32(scales), scale);
+    vst1q_f32(y, vaddq_f32(vld1q_f32(y), vmulq_f32(vcvtq_f32_s32(sums), factor)));
+}
+
 static inline int32x4_t sums_of_four(int32x4_t a, int32x4_t b, int32x4_t c, int32x4_t d) {
     return vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d));
 }
@@ -145,10 +151,9 @@ void neon_pack_halves(const uint16_t *x, int32_t cols, float most, int16_t *q, f
 void neon_exps(float *x, int32_t n);
 void neon_weigh(const int16_t *a, const int16_t *b, int32_t n, int16_t *y);
 
-/* Panels of 16-bit integers column by column, which `smlal` takes by lane. */
-void neon_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel);
-void neon_panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
-                const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride);
+typedef void weave_of(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel);
+typedef void panel_of(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
+                      const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride);
 
 #define NEON_SHARED                                                                                             \
     .tile[PLM_F32] = neon_tile_f32, .tile[PLM_F16] = neon_tile_f16, .tile[PLM_BF16] = neon_tile_bf16,           \
@@ -157,12 +162,19 @@ void neon_panel(const int16_t *panel, const float *scales, int32_t blocks, const
     .units[PLM_F32] = neon_units_f32, .units[PLM_F16] = neon_units_f16, .units[PLM_BF16] = neon_units_bf16,     \
     .unit_rows = {neon_unit_rows_f32, neon_unit_rows_f16, neon_unit_rows_bf16, neon_unit_rows_q8_0,             \
                   neon_unit_rows_q4_0},                                                                         \
-    .mix = neon_mix, .pack = neon_pack, .pack_halves = neon_pack_halves, .weave = neon_weave,                   \
-    .panel = neon_panel, .weigh = neon_weigh, .exps = neon_exps, .dot = neon_dot, .add = neon_add,              \
-    .widen = neon_widen
+    .mix = neon_mix, .pack = neon_pack, .pack_halves = neon_pack_halves, .weigh = neon_weigh,                   \
+    .exps = neon_exps, .dot = neon_dot, .add = neon_add, .widen = neon_widen
 
-/* Of the sets before this one. */
+/* What the later sets take from the earlier ones: neon.c, neon_vectors.c, neon_dotprod.c. */
 row_of neon_row_q8_0, dotprod_row_q4_0;
 tile_of dotprod_tile_q4_0;
+weave_of neon_weave; /* for smlal by lane: column by column */
+panel_of neon_panel;
+
+/* The I8MM set: neon_i8mm.c for one token, neon_smmla.c for several. */
+void i8mm_one_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y);
+tile_of smmla_tile_q8_0, smmla_tile_q4_0;
+weave_of smmla_weave;
+panel_of smmla_panel;
 
 #endif

@@ -176,6 +176,8 @@ static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t 
 const plm_isa plm_neon_dotprod = {
     .name = "neon-dotprod",
     NEON_SHARED,
+    .weave = neon_weave,
+    .panel = neon_panel,
     .tile[PLM_Q8_0] = tile_q8_0,
     .tile[PLM_Q4_0] = dotprod_tile_q4_0,
     .row[PLM_Q8_0] = neon_row_q8_0,

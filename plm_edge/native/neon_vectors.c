@@ -143,11 +143,8 @@ static inline __attribute__((always_inline)) void panel_rows(const int16_t *pane
         int32x4_t sum[4][4];
         block_sums(panel, x, x_stride, sum, R);
         for (int t = 0; t < R; t++)
-            for (int i = 0; i < 4; i++) {
-                float *at = y + (int64_t)t * stride + 4 * i;
-                float32x4_t factor = vmulq_n_f32(vld1q_f32(scales + 4 * i), x_scale[(int64_t)t * x_blocks + b]);
-                vst1q_f32(at, vaddq_f32(vld1q_f32(at), vmulq_f32(vcvtq_f32_s32(sum[t][i]), factor)));
-            }
+            for (int i = 0; i < 4; i++)
+                add_lanes(y + (int64_t)t * stride + 4 * i, sum[t][i], scales + 4 * i, x_scale[(int64_t)t * x_blocks + b]);
     }
 }
 
