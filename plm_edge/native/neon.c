@@ -99,8 +99,9 @@ static inline void unpack_block(const uint8_t *w, int16_t *panel, float *scales,
             if (format == PLM_Q8_0) {
                 store_column(as_signed(four.val[i]), panel + i * PLM_TILE);
             } else {
-                store_column(vsubq_s8(as_signed(nibbles_low(four.val[i])), vdupq_n_s8(8)), panel + i * PLM_TILE);
-                store_column(vsubq_s8(as_signed(nibbles_high(four.val[i])), vdupq_n_s8(8)), panel + PANEL_BLOCK / 2 + i * PLM_TILE);
+                int8x16_t low = as_signed(nibbles_low(four.val[i])), high = as_signed(nibbles_high(four.val[i]));
+                store_column(vsubq_s8(low, vdupq_n_s8(8)), panel + i * PLM_TILE);
+                store_column(vsubq_s8(high, vdupq_n_s8(8)), panel + PANEL_BLOCK / 2 + i * PLM_TILE);
             }
         }
     }
@@ -115,7 +116,8 @@ static inline void tile_of_tokens(const uint8_t *w, int32_t cols, const plm_vect
     for (int64_t t = 0; t < tokens; t++) memset(y + t * stride, 0, PLM_TILE * sizeof *y);
     for (int32_t b = 0; b < blocks; b += CHUNK) {
         int32_t n = plm_min(CHUNK, blocks - b);
-        for (int32_t i = 0; i < n; i++, w += bytes) unpack_block(w, room + i * PANEL_BLOCK, scales + i * PLM_TILE, format);
+        for (int32_t i = 0; i < n; i++, w += bytes)
+            unpack_block(w, room + i * PANEL_BLOCK, scales + i * PLM_TILE, format);
         neon_panel(room, scales, n, x->q + b * PLM_BLOCK, cols, x->scale + b, blocks, tokens, y, stride);
     }
 }

@@ -50,8 +50,8 @@ typedef struct {
     float scale[4];
 } block_of_tokens;
 
-static inline __attribute__((always_inline)) block_of_tokens block_at(const plm_vectors *x, int32_t cols, int64_t b, int format,
-                                                                      int T) {
+static inline __attribute__((always_inline)) block_of_tokens block_at(const plm_vectors *x, int32_t cols,
+                                                                      int64_t b, int format, int T) {
     block_of_tokens at;
     for (int64_t t = 0; t < T; t++) {
         const int16_t *q = x->q + t * cols + b * PLM_BLOCK;
@@ -97,8 +97,8 @@ static inline __attribute__((always_inline)) void tile_of_tokens(const uint8_t *
         for (int r = 0; r < 4; r++) vst1q_f32(y + t * stride + 4 * r, sums[t][r]);
 }
 
-static inline void tile_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,
-                            int format) {
+static inline void tile_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                            int32_t stride, int format) {
     plm_vectors at = *x;
     for (; tokens >= 4; tokens -= 4, y += 4 * (int64_t)stride, at = plm_vector_at(&at, 4, cols))
         tile_of_tokens(w, cols, &at, y, stride, format, 4);

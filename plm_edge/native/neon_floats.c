@@ -46,7 +46,8 @@ static inline __attribute__((always_inline)) void tile_part(const uint8_t *w, in
 static inline void tile_float(const uint8_t *w, int32_t cols, const float *x, int32_t tokens, float *y, int32_t stride,
                               int format) {
     for (; tokens >= 4; tokens -= 4, x += 4 * (int64_t)cols, y += 4 * (int64_t)stride)
-        for (int r = 0; r < PLM_TILE; r += 4) tile_part(w + 4 * r * size_of(format), cols, x, y + r, stride, format, 4, 4);
+        for (int r = 0; r < PLM_TILE; r += 4)
+            tile_part(w + 4 * r * size_of(format), cols, x, y + r, stride, format, 4, 4);
     for (; tokens > 0; tokens--, x += cols, y += stride) tile_part(w, cols, x, y, stride, format, PLM_TILE, 1);
 }
 
@@ -68,7 +69,9 @@ float neon_dot(const float *a, const float *b, int32_t n) { return row_float((co
 /* ---- rows added ---- */
 
 /* y + a * values, in two steps. */
-static inline float32x4_t plus(float32x4_t y, float a, float32x4_t values) { return vaddq_f32(y, vmulq_n_f32(values, a)); }
+static inline float32x4_t plus(float32x4_t y, float a, float32x4_t values) {
+    return vaddq_f32(y, vmulq_n_f32(values, a));
+}
 
 static inline void add_float(const uint8_t *w, int32_t n, float a, float *y, int format) {
     const int64_t size = size_of(format);
@@ -83,7 +86,8 @@ static inline void add_float(const uint8_t *w, int32_t n, float a, float *y, int
 void neon_add(float a, const float *x, int32_t n, float *y) { add_float((const void *)x, n, a, y, PLM_F32); }
 
 /* Rows from `o` on, 16 values of all rows at a time: sums are loaded and stored once. */
-static inline void add_sixteens(const uint8_t *const *row, const float *a, int32_t count, int32_t n, float *y, int format) {
+static inline void add_sixteens(const uint8_t *const *row, const float *a, int32_t count, int32_t n, float *y,
+                                int format) {
     const int64_t size = size_of(format);
     int32_t o = 0;
     for (; o + 16 <= n; o += 16) {
@@ -178,8 +182,8 @@ static inline void widen_row(const uint8_t *w, int32_t n, float *y, int format) 
 
 void neon_widen(const uint16_t *f16, int32_t n, float *y) { widen_row((const void *)f16, n, y, PLM_F16); }
 
-static inline void unit_rows_float(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y,
-                                   int format) {
+static inline void unit_rows_float(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units,
+                                   float *y, int format) {
     for (int64_t n = 0; n < units; n++, y += last - first)
         widen_row(w + (n * width + first) * size_of(format), last - first, y, format);
 }
@@ -194,7 +198,8 @@ static inline void unit_rows_int(const uint8_t *w, int32_t width, int32_t first,
         for (int k = 0; k < 8; k++) scale[k] = scales4(w + 2 * (int64_t)(o + 4 * k));
         for (int64_t n = 0; n < units; n++, row += bytes) {
             floats_of_block(row, v, format);
-            for (int k = 0; k < 8; k++) vst1q_f32(y + n * (last - first) + o - first + 4 * k, vmulq_f32(scale[k], v[k]));
+            float *to = y + n * (last - first) + o - first;
+            for (int k = 0; k < 8; k++) vst1q_f32(to + 4 * k, vmulq_f32(scale[k], v[k]));
         }
     }
 }
@@ -225,22 +230,23 @@ void neon_mix(const float *a, const uint8_t *which, int32_t count, const float *
 
 /* ---- the functions of each format ---- */
 
-#define FLOAT_FORMAT(name, format)                                                                                      \
-    void neon_tile_##name(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,               \
-                          int32_t stride) {                                                                             \
-        tile_float(w, cols, x->f, tokens, y, stride, format);                                                           \
-    }                                                                                                                   \
-    float neon_row_##name(const uint8_t *w, int32_t cols, const plm_vectors *x) {                                       \
-        return row_float(w, cols, x->f, format);                                                                        \
-    }                                                                                                                   \
-    void neon_add_##name(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {                        \
-        add_float_rows(w, n, a, count, y, format);                                                                      \
-    }                                                                                                                   \
-    void neon_units_##name(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {                  \
-        units_float(w, width, a, units, y, format);                                                                     \
-    }                                                                                                                   \
-    void neon_unit_rows_##name(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y) { \
-        unit_rows_float(w, width, first, last, units, y, format);                                                       \
+#define FLOAT_FORMAT(name, format)                                                                          \
+    void neon_tile_##name(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,   \
+                          int32_t stride) {                                                                 \
+        tile_float(w, cols, x->f, tokens, y, stride, format);                                               \
+    }                                                                                                       \
+    float neon_row_##name(const uint8_t *w, int32_t cols, const plm_vectors *x) {                           \
+        return row_float(w, cols, x->f, format);                                                            \
+    }                                                                                                       \
+    void neon_add_##name(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {            \
+        add_float_rows(w, n, a, count, y, format);                                                          \
+    }                                                                                                       \
+    void neon_units_##name(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {      \
+        units_float(w, width, a, units, y, format);                                                         \
+    }                                                                                                       \
+    void neon_unit_rows_##name(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, \
+                               float *y) {                                                                  \
+        unit_rows_float(w, width, first, last, units, y, format);                                           \
     }
 FLOAT_FORMAT(f32, PLM_F32)
 FLOAT_FORMAT(f16, PLM_F16)

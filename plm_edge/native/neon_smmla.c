@@ -7,7 +7,8 @@
  * weight, since (byte ^ 0x88) is two signed nibbles. */
 static inline void four_rows(const uint8_t *w, int8x16_t *v, int format) {
     for (int k = 0; k < (format == PLM_Q8_0 ? 4 : 2); k++) {
-        uint32x4_t a = vreinterpretq_u32_u8(vld1q_u8(w + 128 * k)), b = vreinterpretq_u32_u8(vld1q_u8(w + 128 * k + 64));
+        uint32x4_t a = vreinterpretq_u32_u8(vld1q_u8(w + 128 * k));
+        uint32x4_t b = vreinterpretq_u32_u8(vld1q_u8(w + 128 * k + 64));
         for (int i = 0; i < 2; i++) {
             uint8x16_t bytes = vreinterpretq_u8_u32(i ? vzip2q_u32(a, b) : vzip1q_u32(a, b));
             if (format == PLM_Q8_0) {
@@ -92,8 +93,8 @@ static inline __attribute__((always_inline)) void tile_of_tokens(const uint8_t *
 }
 
 /* Returns how many tokens are left: none or one. */
-static inline int32_t tile_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,
-                               int format) {
+static inline int32_t tile_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                               int32_t stride, int format) {
     plm_vectors at = *x;
     for (; tokens >= 4; tokens -= 4, y += 4 * (int64_t)stride, at = plm_vector_at(&at, 4, cols))
         tile_of_tokens(w, cols, &at, y, stride, format, 4);
@@ -116,7 +117,8 @@ void smmla_tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32
 
 /* ---- panels: a value as two signed bytes, 256 high + low ---- */
 
-enum { HIGH = 0, LOW = 4, TWO_ROWS = 8 }; /* registers of eight columns of two lanes: four of high bytes, four of low ones */
+/* In a block two lanes have eight registers of eight columns each: four of high bytes, then four of low ones. */
+enum { HIGH = 0, LOW = 4, TWO_ROWS = 8 };
 
 /* Eight columns of eight lanes, of which `lanes` are there. */
 static inline void eight_lanes(const int16_t *x, int64_t lane, int64_t column, int32_t lanes, int16x8_t *v) {
@@ -174,7 +176,8 @@ static inline __attribute__((always_inline)) void panel_rows(const int8_t *panel
                 next[p] = sums_of_limbs(q + p, panel + 16 * TWO_ROWS);
             }
             for (int64_t t = 0; t < R; t++)
-                add_lanes(y + t * stride + r, sums_of_token(t % 2, two[t / 2], next[t / 2]), scales, x_scale[t * x_blocks + b]);
+                add_lanes(y + t * stride + r, sums_of_token(t % 2, two[t / 2], next[t / 2]), scales,
+                          x_scale[t * x_blocks + b]);
         }
     }
 }

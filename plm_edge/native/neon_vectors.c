@@ -96,7 +96,7 @@ void neon_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, i
         for (int32_t c = 0; c < columns; c += 8)
             for (int r = 0; r < PLM_TILE; r += 8) {
                 int16x8_t v[8];
-                for (int i = 0; i < 8; i++) v[i] = r + i < lanes ? vld1q_s16(x + (r + i) * (int64_t)lane + c) : vdupq_n_s16(0);
+                for (int64_t i = r; i < r + 8; i++) v[i - r] = i < lanes ? vld1q_s16(x + i * lane + c) : vdupq_n_s16(0);
                 transpose8(v);
                 for (int i = 0; i < 8; i++) vst1q_s16(panel + (c + i) * PLM_TILE + r, v[i]);
             }
@@ -142,9 +142,9 @@ static inline __attribute__((always_inline)) void panel_rows(const int16_t *pane
     for (int32_t b = 0; b < blocks; b++, panel += PANEL_BLOCK, scales += PLM_TILE, x += PLM_BLOCK) {
         int32x4_t sum[4][4];
         block_sums(panel, x, x_stride, sum, R);
-        for (int t = 0; t < R; t++)
+        for (int64_t t = 0; t < R; t++)
             for (int i = 0; i < 4; i++)
-                add_lanes(y + (int64_t)t * stride + 4 * i, sum[t][i], scales + 4 * i, x_scale[(int64_t)t * x_blocks + b]);
+                add_lanes(y + t * stride + 4 * i, sum[t][i], scales + 4 * i, x_scale[t * x_blocks + b]);
     }
 }
 

@@ -35,14 +35,14 @@ static inline int is_integer(int format) { return format >= PLM_Q8_0; }
 size_t bytes_of(int format, int32_t rows, int32_t cols);
 /* Quants of a block, in bytes. */
 int32_t quant_bytes(int format);
-/* Weights in memory order: `scales` and `quants` of one block, or plain floats. Quants are all `quant` where that is not
- * negative. */
+/* Weights in memory order: `scales` and `quants` of one block, or plain floats. Quants are all `quant` where that is
+ * not negative. */
 guarded weights(int format, size_t bytes, int32_t scales, int64_t quants, int quant);
 /* Blocks of very different sizes; the largest of a block is positive or negative. */
 guarded floats(int32_t n);
 
-/* x with q, scale and sum as the scalar set packs them, `tokens` rows of n values; n may be no whole blocks, and is then
- * not packed. */
+/* x with q, scale and sum as the scalar set packs them, `tokens` rows of n values; n may be no whole blocks, and is
+ * then not packed. */
 typedef struct {
     guarded f, q, scale, sum;
     plm_vectors v;

@@ -20,17 +20,19 @@ typedef struct {
 } shape;
 
 static void panel(const shape *s, steps at) {
-    const int32_t columns = s->blocks * PLM_BLOCK, x_stride = columns + PLM_BLOCK, x_blocks = s->blocks + 1, stride = PLM_TILE + 3;
+    const int32_t columns = s->blocks * PLM_BLOCK, x_stride = columns + PLM_BLOCK, x_blocks = s->blocks + 1;
+    const int32_t stride = PLM_TILE + 3;
     const int32_t n = (s->rows - 1) * stride + PLM_TILE, x_n = (s->rows - 1) * x_stride + columns;
     guarded p = some_integers((s->lanes - 1) * at.lane + (columns - 1) * at.column + 1, s->p_most);
     guarded x = some_integers(x_n, s->x_most), scales = floats(PLM_TILE * s->blocks);
     guarded x_scale = floats((s->rows - 1) * x_blocks + s->blocks), y = floats(n), want = copy_of(y.at, (size_t)n * 4);
     guarded theirs = take((size_t)columns * PLM_TILE * 2), ours = take((size_t)columns * PLM_TILE * 2);
     if (s->bad != 0.0f) values(x_scale)[(s->rows - 1) * x_blocks] = s->bad;
-    for (int32_t i = 0; bend && i < PLM_TILE; i++) values(scales)[i] = values(x_scale)[0] = 30.0f; /* of the value that is bent */
+    for (int32_t i = 0; bend && i < PLM_TILE; i++) /* of the values that are bent */
+        values(scales)[i] = values(x_scale)[0] = 30.0f;
     plm_scalar.weave(integers(p), at.lane, at.column, s->lanes, columns, integers(theirs));
-    plm_scalar.panel(integers(theirs), values(scales), s->blocks, integers(x), x_stride, values(x_scale), x_blocks, s->rows,
-                     values(want), stride);
+    plm_scalar.panel(integers(theirs), values(scales), s->blocks, integers(x), x_stride, values(x_scale), x_blocks,
+                     s->rows, values(want), stride);
     if (bend) integers(p)[0] += 1, integers(x)[0] = 1000;
     tested->weave(integers(p), at.lane, at.column, s->lanes, columns, integers(ours));
     tested->panel(integers(ours), values(scales), s->blocks, integers(x), x_stride, values(x_scale), x_blocks, s->rows,
@@ -45,7 +47,8 @@ static void all_panels(void) {
         for (int k = 0; k < 7; k++)
             for (int b = 0; b < 3; b++) {
                 const int32_t columns = blocks[b] * PLM_BLOCK;
-                const steps each[] = {{columns, 1}, {columns + 5, 1}, {1, PLM_TILE}, {1, PLM_TILE + 7}, {2, 2 * PLM_TILE + 1}};
+                const steps each[] = {
+                    {columns, 1}, {columns + 5, 1}, {1, PLM_TILE}, {1, PLM_TILE + 7}, {2, 2 * PLM_TILE + 1}};
                 shape s = {lanes[i], rows[k], blocks[b], PLM_PANEL, PLM_PANEL, 0.0f};
                 for (int j = 0; j < 5; j++) panel(&s, each[j]);
                 s.p_most = 128, s.x_most = PLM_LARGEST;
@@ -63,7 +66,8 @@ static void all_panels(void) {
 }
 
 static void weighed(int32_t n) {
-    guarded a = some_integers(n, PLM_LARGEST), b = some_integers(n, PLM_PANEL), got = take((size_t)n * 2), want = take((size_t)n * 2);
+    guarded a = some_integers(n, PLM_LARGEST), b = some_integers(n, PLM_PANEL);
+    guarded got = take((size_t)n * 2), want = take((size_t)n * 2);
     if (n > 1) integers(a)[1] = -1, integers(b)[1] = 16384; /* a tie below 0 */
     plm_scalar.weigh(integers(a), integers(b), n, integers(want));
     if (bend) integers(a)[n - 1] = (int16_t)~integers(a)[n - 1], integers(b)[n - 1] = 16384;
@@ -95,8 +99,10 @@ static void packed_halves(int32_t blocks, float most) {
     for (int32_t b = 0; b < blocks; b++) {
         int edge = b < 20 ? edges[b / 2] : 0;
         float size = ldexpf(1.0f, below(24) - 14);
-        for (int32_t i = 0; i < PLM_BLOCK; i++) /* every value, then one in the middle of others */
-            halves[b * PLM_BLOCK + i] = b < 20 && (b % 2 == 0 || i == 17) ? (uint16_t)edge : plm_to_f16(size * symmetric());
+        for (int32_t i = 0; i < PLM_BLOCK; i++) { /* every value, then one in the middle of others */
+            int here = b < 20 && (b % 2 == 0 || i == 17);
+            halves[b * PLM_BLOCK + i] = here ? (uint16_t)edge : plm_to_f16(size * symmetric());
+        }
     }
     plm_scalar.pack_halves(halves, n, most, integers(want_q), values(want));
     if (bend) halves[n - 1] = 0x7b00;
@@ -110,5 +116,6 @@ void panels(void) {
     static const int32_t sizes[] = {1, 3, 4, 7, 8, 13, 31, 32, 33, 64, 256, 513};
     all_panels();
     for (int i = 0; i < 12; i++) weighed(sizes[i]), exponentials(sizes[i]);
-    for (int32_t blocks = 1; blocks <= 61; blocks += 20) packed_halves(blocks, PLM_PANEL), packed_halves(blocks, PLM_LARGEST);
+    for (int32_t blocks = 1; blocks <= 61; blocks += 20)
+        packed_halves(blocks, PLM_PANEL), packed_halves(blocks, PLM_LARGEST);
 }

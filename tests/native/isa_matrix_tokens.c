@@ -54,8 +54,8 @@ void tiles_of_tokens(int format) {
 static void unit_rows(int format, int32_t width, int32_t first, int32_t last, int32_t units) {
     int64_t quants = is_integer(format) ? (int64_t)units * (width / PLM_BLOCK) * quant_bytes(format) : 0;
     size_t bytes = is_integer(format) ? (size_t)(2 * width + quants) : bytes_of(format, units, width);
-    size_t from = is_integer(format) ? (size_t)(2 * width) + bytes_of(format, 1, first) - 2 * (size_t)(first / PLM_BLOCK)
-                                     : bytes_of(format, 1, first);
+    size_t from = bytes_of(format, 1, first);
+    if (is_integer(format)) from += (size_t)(2 * width) - 2 * (size_t)(first / PLM_BLOCK); /* scales before all */
     int32_t n = units * (last - first);
     guarded w = weights(format, bytes, width, quants, -1), got = take((size_t)n * 4), want = take((size_t)n * 4);
     plm_scalar.unit_rows[format](w.at, width, first, last, units, values(want));
