@@ -2,7 +2,7 @@
 
 The axes are the leading eigenvectors of the second moment of the last hidden states, after the
 output norm. They are made from three of four windows of the text; the windows left out say how many
-tiles have to be read so that the likeliest token was among them every time.
+tiles hold the likeliest token every time, and twice as many are read.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ WINDOW = 128  # tokens
 MOST_TOKENS = 8192  # of a calibration text
 FEWEST_WINDOWS = 16
 _LEFT_OUT = 4  # every fourth window counts misses
+_MARGIN = 2  # times the tiles those windows needed: 2,048 tokens do not show how rare a miss is
 _ROWS = 4096  # of the head in memory at once, as floats: 34 MB at d_model 2,048
 _STEP = 32  # tiles to read are a multiple of this
 SYNTH_TILES = 512  # of random weights, where nothing can be calibrated; see docs/decisions.md
@@ -73,7 +74,7 @@ def from_states(head: HeadRows, width: int, states: Float32) -> Screen:
     left_out = np.arange(len(states)) // WINDOW % _LEFT_OUT == _LEFT_OUT - 1
     rotation = leading_axes(states[~left_out], width)
     missed = ranks(head, rotation, states[left_out]).max()
-    tiles = -(-(int(missed) + 1) // _STEP) * _STEP
+    tiles = -(-_MARGIN * (int(missed) + 1) // _STEP) * _STEP
     return Screen(rotation, min(tiles, -(-head.vocab // TILE)))
 
 

@@ -77,7 +77,7 @@ def test_tiles_are_what_the_windows_left_out_need() -> None:
     screen = from_states(head, 32, states)
     left_out = np.arange(len(states)) // WINDOW % 4 == 3
     missed = ranks(head, screen.rotation, states[left_out])
-    assert screen.tiles - 32 <= missed.max() < screen.tiles < 250
+    assert screen.tiles == min(-(-2 * (missed.max() + 1) // 32) * 32, 250)
     coarse = states @ screen.rotation.T @ (rows @ screen.rotation.T).T  # not rounded to 4 bits
     peaks = coarse.reshape(len(states), -1, TILE).max(axis=2)
     own = peaks[np.arange(len(states)), (states @ rows.T).argmax(axis=1) // TILE]
@@ -137,7 +137,7 @@ def test_what_is_read_is_exact(full: Session, logits: tuple[Float32, Float32]) -
     assert full.model.screen_tiles is not None
     same = (want == got).reshape(len(want), -1, TILE).all(axis=2).sum(axis=1)
     assert same.min() >= full.model.screen_tiles
-    assert same.max() < head_screen.tiles_of(full.spec) // 2
+    assert same.max() < head_screen.tiles_of(full.spec) * 3 // 4
 
 
 def test_the_likeliest_token_is_found(logits: tuple[Float32, Float32]) -> None:
@@ -147,16 +147,16 @@ def test_the_likeliest_token_is_found(logits: tuple[Float32, Float32]) -> None:
 
 
 def test_the_estimated_mass_is_close(logits: tuple[Float32, Float32]) -> None:
-    """KL 0.025 nats (tools/screened_head.py); without the rows outside it is infinite."""
+    """KL 0.014 nats; without the rows outside it is infinite."""
     want, got = logits
-    assert kl(want, got) < 0.035
+    assert kl(want, got) < 0.02
     outside = want != got
     true, estimated = (
         np.where(outside, np.exp(log_softmax(x)), 0.0).sum(axis=1) for x in (want, got)
     )
-    assert true.mean() > 0.05
+    assert true.mean() > 0.02
     assert abs(estimated.mean() - true.mean()) < 0.01
-    assert kl(want, np.where(outside, got + 1.0, got)) > 0.05  # the bar would see another level
+    assert kl(want, np.where(outside, got + 1.0, got)) > 0.02  # the bar would see another level
 
 
 def test_prefill_and_steps_agree(full: Session) -> None:

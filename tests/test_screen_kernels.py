@@ -113,9 +113,10 @@ def test_any_float_is_in_order() -> None:
     bits = rng.integers(0, 2**32, 16 * 64, dtype=np.uint64).astype(np.uint32)
     coarse = bits.view(np.float32).copy()
     coarse[np.isnan(coarse)] = -np.inf
-    for count in (1, 17, 63):
-        _, chosen = head.screen(coarse, count)
-        assert chosen.tolist() == head.best_tiles(coarse, count)
+    for logits in (coarse, -np.abs(coarse)):
+        for count in (1, 17, 63):
+            _, chosen = head.screen(logits, count)
+            assert chosen.tolist() == head.best_tiles(logits, count)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -131,6 +132,16 @@ def test_nan_shows(sign: float) -> None:
     head.x.scale[:] = np.nan  # as packing leaves it where the state holds a NaN
     logits, chosen = head.screen(head.coarse, 3)
     assert np.isnan(logits).all()
+
+
+def test_a_head_of_several_items_of_levels() -> None:
+    """More than 65,536 rows: the level of the rows outside is set in parts."""
+    head = Head("Q4_0", 70_001, 32)
+    logits, chosen = head.screen(head.coarse, 300)
+    read = head.rows_of(chosen.tolist())
+    np.testing.assert_array_equal(logits[read], head.exact[read])
+    shift = logits[~read] - head.coarse[~read]
+    assert np.ptp(shift) < 1e-5 < abs(shift[0])
 
 
 def test_threads_change_no_bit() -> None:
