@@ -75,6 +75,22 @@ static inline void transpose8(int16x8_t *v) {
     }
 }
 
+/* Eight columns of eight lanes, of which `lanes` are there. */
+static inline void eight_lanes(const int16_t *x, int64_t lane, int64_t column, int32_t lanes, int16x8_t *v) {
+    if (lanes >= 8 && column == 1) {
+        for (int i = 0; i < 8; i++) v[i] = vld1q_s16(x + i * lane);
+    } else if (lanes >= 8 && lane == 1) {
+        for (int i = 0; i < 8; i++) v[i] = vld1q_s16(x + i * column);
+        transpose8(v);
+    } else {
+        for (int i = 0; i < 8; i++) {
+            int16_t eight[8];
+            for (int c = 0; c < 8; c++) eight[c] = i < lanes ? x[i * lane + c * column] : 0;
+            v[i] = vld1q_s16(eight);
+        }
+    }
+}
+
 /* Blocks of a plain row, four a step; their results are added one after the other, as the scalar set does.
  * products: of a block, as four sums. */
 static inline float row_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int format,

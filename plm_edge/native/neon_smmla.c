@@ -120,22 +120,6 @@ void smmla_tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32
 /* In a block two lanes have eight registers of eight columns each: four of high bytes, then four of low ones. */
 enum { HIGH = 0, LOW = 4, TWO_ROWS = 8 };
 
-/* Eight columns of eight lanes, of which `lanes` are there. */
-static inline void eight_lanes(const int16_t *x, int64_t lane, int64_t column, int32_t lanes, int16x8_t *v) {
-    if (lanes >= 8 && column == 1) {
-        for (int i = 0; i < 8; i++) v[i] = vld1q_s16(x + i * lane);
-    } else if (lanes >= 8 && lane == 1) {
-        for (int i = 0; i < 8; i++) v[i] = vld1q_s16(x + i * column);
-        transpose8(v);
-    } else {
-        for (int i = 0; i < 8; i++) {
-            int16_t eight[8];
-            for (int c = 0; c < 8; c++) eight[c] = i < lanes ? x[i * lane + c * column] : 0;
-            v[i] = vld1q_s16(eight);
-        }
-    }
-}
-
 void smmla_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel) {
     int8_t *to = (int8_t *)panel;
     for (int64_t c = 0; c < columns; c += 8)

@@ -96,7 +96,7 @@ void neon_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, i
         for (int32_t c = 0; c < columns; c += 8)
             for (int r = 0; r < PLM_TILE; r += 8) {
                 int16x8_t v[8];
-                for (int64_t i = r; i < r + 8; i++) v[i - r] = i < lanes ? vld1q_s16(x + i * lane + c) : vdupq_n_s16(0);
+                eight_lanes(x + (int64_t)r * lane + c, lane, 1, lanes - r, v);
                 transpose8(v);
                 for (int i = 0; i < 8; i++) vst1q_s16(panel + (c + i) * PLM_TILE + r, v[i]);
             }
