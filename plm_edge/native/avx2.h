@@ -189,12 +189,17 @@ static inline void find_fired(const uint8_t *rows, int64_t bytes, const float *a
  * to a multiple of `step` (2 or 4) with a row that is read anyway and coefficients of 0. */
 static inline int find_fired_int(const uint8_t *rows, int64_t bytes, const float *a, int step, fired *f) {
     int16_t q[PLM_BLOCK];
+    uint32_t left = 0; /* a bit for each unit that fired; a NaN is not 0: it flows on and shows */
     avx2_pack(a, PLM_BLOCK, PLM_LARGEST, q, &f->scale, &f->sum);
-    find_fired(rows, bytes, a, PLM_BLOCK, f);
-    for (int32_t n = 0, k = 0; n < PLM_BLOCK; n++) {
-        if (a[n] == 0.0f) continue;
-        f->top[k] = (uint8_t)(q[n] >> 8), f->bottom[k] = (uint8_t)q[n];
-        f->q[k++] = q[n];
+    for (int i = 0; i < PLM_BLOCK; i += 8) {
+        __m256 differs = _mm256_cmp_ps(_mm256_loadu_ps(a + i), _mm256_setzero_ps(), _CMP_NEQ_UQ);
+        left |= (uint32_t)_mm256_movemask_ps(differs) << i;
+    }
+    for (f->count = 0; left; left &= left - 1, f->count++) {
+        int n = __builtin_ctz(left);
+        f->row[f->count] = rows + n * bytes;
+        f->q[f->count] = q[n];
+        f->top[f->count] = (uint8_t)(q[n] >> 8), f->bottom[f->count] = (uint8_t)q[n];
     }
     for (; f->count % step; f->count++) {
         f->row[f->count] = f->row[f->count - 1];

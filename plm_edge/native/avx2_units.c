@@ -35,31 +35,53 @@ void avx2_units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t un
 }
 
 /* Sums of the 64 outputs whose bytes lie at `at` in every row, or of 32 where that is all there is. Register i has
- * outputs 4 i .. 4 i + 3 of the first 32 below, of the second 32 above. */
-static inline void sum_q4_0(const fired *f, int64_t at, int both, __m256i *sum) {
-    for (int i = 0; i < 8; i++) sum[i] = _mm256_set1_epi32(-8 * f->sum - (f->count + 15) / 16 * BOTTOM);
-    for (int32_t from = 0; from < f->count; from += 16) { /* as many as 16-bit sums can hold: see tile_q4_0 */
-        int32_t to = f->count < from + 16 ? f->count : from + 16;
-        __m256i top[4], bottom[4];
-        for (int i = 0; i < 4; i++) top[i] = _mm256_setzero_si256(), bottom[i] = _mm256_set1_epi16(BOTTOM);
-        for (int32_t k = from; k < to; k += 2) {
-            const uint8_t *p0 = f->row[k] + at, *p1 = f->row[k + 1] + at;
-            __m256i w0 = both ? load32(p0) : _mm256_castsi128_si256(_mm_loadu_si128((const void *)p0));
-            __m256i w1 = both ? load32(p1) : _mm256_castsi128_si256(_mm_loadu_si128((const void *)p1));
-            __m256i q_top = two_bytes(f->top + k), q_bottom = two_bytes(f->bottom + k);
-            for (int i = 0; i < 2; i++) {
-                __m256i v = i ? _mm256_unpackhi_epi8(w0, w1) : _mm256_unpacklo_epi8(w0, w1), part = nibbles_low(v);
-                top[i] = add_products(top[i], part, q_top);
-                bottom[i] = add_products(bottom[i], q_bottom, part);
-                part = nibbles_high(v);
-                top[2 + i] = add_products(top[2 + i], part, q_top);
-                bottom[2 + i] = add_products(bottom[2 + i], q_bottom, part);
-            }
+ * outputs 4 i .. 4 i + 3 of the first 32 below, of the second 32 above. Units first .. first + count - 1: at most 16, as
+ * many as 16-bit sums can hold (see one_q4_0). */
+static inline __attribute__((always_inline)) void sum_q4_0(const fired *f, int first, int count, int64_t at, int both,
+                                                           __m256i *sum) {
+    __m256i top[4], bottom[4];
+    for (int i = 0; i < 4; i++) top[i] = _mm256_setzero_si256(), bottom[i] = _mm256_set1_epi16(BOTTOM);
+    for (int k = first; k < first + count; k += 2) {
+        const uint8_t *p0 = f->row[k] + at, *p1 = f->row[k + 1] + at;
+        __m256i w0 = both ? load32(p0) : _mm256_castsi128_si256(_mm_loadu_si128((const void *)p0));
+        __m256i w1 = both ? load32(p1) : _mm256_castsi128_si256(_mm_loadu_si128((const void *)p1));
+        __m256i q_top = two_bytes(f->top + k), q_bottom = two_bytes(f->bottom + k);
+        for (int i = 0; i < 2; i++) {
+            __m256i v = i ? _mm256_unpackhi_epi8(w0, w1) : _mm256_unpacklo_epi8(w0, w1), part = nibbles_low(v);
+            top[i] = add_products(top[i], part, q_top);
+            bottom[i] = add_products(bottom[i], q_bottom, part);
+            part = nibbles_high(v);
+            top[2 + i] = add_products(top[2 + i], part, q_top);
+            bottom[2 + i] = add_products(bottom[2 + i], q_bottom, part);
         }
-        for (int i = 0; i < 8; i++) {
-            __m256i pairs = i % 2 ? _mm256_unpackhi_epi16(bottom[i / 2], top[i / 2])
-                                  : _mm256_unpacklo_epi16(bottom[i / 2], top[i / 2]);
-            sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(pairs, _mm256_set1_epi32(256 << 16 | 1)));
+    }
+    for (int i = 0; i < 8; i++) {
+        __m256i pairs = i % 2 ? _mm256_unpackhi_epi16(bottom[i / 2], top[i / 2])
+                              : _mm256_unpacklo_epi16(bottom[i / 2], top[i / 2]);
+        sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(pairs, _mm256_set1_epi32(256 << 16 | 1)));
+    }
+}
+
+/* All outputs. `few` > 0: so many units fired, known to the compiler, since a short loop of unknown length costs more
+ * than what it does. */
+static inline __attribute__((always_inline)) void outputs_q4_0(const fired *f, const uint8_t *w, int32_t width, float *y,
+                                                               int few) {
+    const int32_t count = f->count;
+    const __m256i start = _mm256_set1_epi32(-8 * f->sum - (count + 15) / 16 * BOTTOM);
+    for (int32_t o = 0; o < width; o += 64) {
+        const int both = width - o >= 64;
+        __m256i sum[8];
+        for (int i = 0; i < 8; i++) sum[i] = start;
+        if (few && both)
+            sum_q4_0(f, 0, few, o / 2, 1, sum);
+        else
+            for (int32_t k = 0; k < count; k += 16) sum_q4_0(f, k, count - k < 16 ? count - k : 16, o / 2, both, sum);
+        for (int i = 0; i < 4; i++) {
+            int32_t at = o + 8 * i;
+            add_sums(y + at, _mm256_permute2x128_si256(sum[2 * i], sum[2 * i + 1], 0x20), w + 2 * (int64_t)at, f->scale);
+            if (!both) continue;
+            at += 32;
+            add_sums(y + at, _mm256_permute2x128_si256(sum[2 * i], sum[2 * i + 1], 0x31), w + 2 * (int64_t)at, f->scale);
         }
     }
 }
@@ -67,20 +89,15 @@ static inline void sum_q4_0(const fired *f, int64_t at, int both, __m256i *sum) 
 void avx2_units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
     fired f;
     (void)units;
-    if (!find_fired_int(w + 2 * (int64_t)width, width / 2, a, 2, &f)) return;
-    for (int32_t o = 0; o < width; o += 64) {
-        __m256i sum[8];
-        if (width - o >= 64)
-            sum_q4_0(&f, o / 2, 1, sum);
-        else
-            sum_q4_0(&f, o / 2, 0, sum);
-        for (int i = 0; i < 4; i++) {
-            int32_t at = o + 8 * i;
-            add_sums(y + at, _mm256_permute2x128_si256(sum[2 * i], sum[2 * i + 1], 0x20), w + 2 * (int64_t)at, f.scale);
-            if (width - o < 64) continue;
-            at += 32;
-            add_sums(y + at, _mm256_permute2x128_si256(sum[2 * i], sum[2 * i + 1], 0x31), w + 2 * (int64_t)at, f.scale);
-        }
+    switch (find_fired_int(w + 2 * (int64_t)width, width / 2, a, 2, &f)) {
+    case 0: return;
+    case 2: outputs_q4_0(&f, w, width, y, 2); return;
+    case 4: outputs_q4_0(&f, w, width, y, 4); return;
+    case 6: outputs_q4_0(&f, w, width, y, 6); return;
+    case 8: outputs_q4_0(&f, w, width, y, 8); return;
+    case 10: outputs_q4_0(&f, w, width, y, 10); return;
+    case 12: outputs_q4_0(&f, w, width, y, 12); return;
+    default: outputs_q4_0(&f, w, width, y, 0); return;
     }
 }
 

@@ -37,18 +37,23 @@ static inline void add_block(__m256 *sum, const uint8_t *w, float a, int format)
 }
 
 /* Four rows at a time, so that sums are loaded and stored once for them. */
+static inline __attribute__((always_inline)) void add_some_rows(const uint8_t *w, int64_t bytes, int32_t n, const float *a,
+                                                                int rows, float *y, int format) {
+    for (int32_t b = 0; b < n / PLM_BLOCK; b++, w += format == PLM_Q8_0 ? 34 : 18, y += PLM_BLOCK) {
+        __m256 sum[4];
+        for (int k = 0; k < 4; k++) sum[k] = _mm256_loadu_ps(y + 8 * k);
+        for (int r = 0; r < rows; r++) add_block(sum, w + r * bytes, a[r], format);
+        for (int k = 0; k < 4; k++) _mm256_storeu_ps(y + 8 * k, sum[k]);
+    }
+}
+
 static inline void add_int_rows(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y, int format) {
     const int64_t bytes = plm_row_bytes(format, n);
-    for (int32_t i = 0; i < count; i += 4, w += 4 * bytes) {
-        const int32_t rows = count - i < 4 ? count - i : 4;
-        for (int32_t b = 0; b < n / PLM_BLOCK; b++) {
-            const uint8_t *block = w + b * (format == PLM_Q8_0 ? 34 : 18);
-            __m256 sum[4];
-            for (int k = 0; k < 4; k++) sum[k] = _mm256_loadu_ps(y + b * PLM_BLOCK + 8 * k);
-            for (int32_t r = 0; r < rows; r++) add_block(sum, block + r * bytes, a[i + r], format);
-            for (int k = 0; k < 4; k++) _mm256_storeu_ps(y + b * PLM_BLOCK + 8 * k, sum[k]);
-        }
+    for (; count >= 4; count -= 4, w += 4 * bytes, a += 4) {
+        ask_ahead(w, (int)(4 * bytes));
+        add_some_rows(w, bytes, n, a, 4, y, format);
     }
+    for (; count > 0; count--, w += bytes, a++) add_some_rows(w, bytes, n, a, 1, y, format);
 }
 
 void avx2_add_q8_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {

@@ -46,13 +46,14 @@ static void fire_up(const plm_fire *a, int32_t first, int32_t last) {
 static int32_t ask_for_group(const plm_fire *a, int32_t g) {
     const uint8_t *rows, *scales = group_at(&a->down, g, &rows);
     int64_t bytes = unit_bytes(&a->down), all = a->down.cols;
+    uint32_t left = 0; /* a bit for each unit */
     int32_t count = 0;
-    for (int32_t i = 0; i < units_of(&a->down, g); i++) {
-        int fired = 0;
-        for (int32_t t = 0; t < a->step->n_tokens; t++) fired |= a->h[t * all + g * PLM_BLOCK + i] != 0.0f;
-        count += fired;
-        for (int64_t at = 0; fired && at < bytes; at += LINE) __builtin_prefetch(rows + i * bytes + at);
-    }
+    for (int32_t t = 0; t < a->step->n_tokens; t++)
+        for (int32_t i = 0; i < units_of(&a->down, g); i++)
+            left |= (uint32_t)(a->h[t * all + g * PLM_BLOCK + i] != 0.0f) << i;
+    for (; left; left &= left - 1, count++)
+        for (int64_t at = 0; at < bytes; at += LINE)
+            __builtin_prefetch(rows + __builtin_ctz(left) * bytes + at);
     for (const uint8_t *at = scales; count && at < rows; at += LINE) __builtin_prefetch(at);
     return count;
 }
