@@ -43,8 +43,8 @@ def export(
     """Write a bundle of `model` for `target`; by default into a folder named after both.
 
     `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
-    that are known to change nothing. `pure`: the head in the format of the rest. With `calibration` it carries a screened head too. `force`
-    replaces an earlier bundle.
+    that are known to change nothing. `pure`: the head in the format of the rest. With `calibration`
+    it carries a screened head too. `force` replaces an earlier bundle.
     """
     profile = devices.load(target)
     with open_checkpoint(resolve_model(str(model)), frozenset(allow_keys)) as checkpoint:

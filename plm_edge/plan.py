@@ -67,7 +67,7 @@ def make_plan(
 ) -> Plan:
     """Choose what is not given so that the model fits; DoesNotFit says what would.
 
-    `pure`: the head in the format of the rest. `screened`: with a screened head beside the full one.
+    `pure`: the head in the format of the rest. `screened`: with a screened head beside it.
     """
     asked = Overrides(n_ctx, cache_type, threads, isa)
     quants = QUANTS if quant is None else (format_of(quant).name,)

@@ -26,13 +26,15 @@ def load(
     isa: str | None = None,
     force: bool = False,
     head: str = "full",
+    activations: str = "int16",
 ) -> Session:
     """A session on a bundle folder or a .gguf file (layout `latent` or `plm`).
 
     What is not given comes from the bundle's plan (for a bare file: from its own formats), or from
     this machine where they differ: each difference is a line on stderr. force allows an `n_ctx`
     above the trained context, if it fits. head="screened" reads the exact rows of the likeliest
-    tokens only, where the file was exported for it. Raises FileFormatError, DoesNotFit, UsageError,
+    tokens only, where the file was exported for it; activations="int8" halves the work of a prompt
+    and rounds coarser. Raises FileFormatError, DoesNotFit, UsageError,
     UnsupportedError.
     """
     if backend not in BACKENDS:
@@ -53,7 +55,7 @@ def load(
         for line in differences:
             print(f"plm-edge: {line}", file=sys.stderr)
         cache = cast(CacheType, plan.cache_type)
-        return model.session(plan.n_ctx, cache, plan.threads, isa, head)
+        return model.session(plan.n_ctx, cache, plan.threads, isa, head, activations)
     except BaseException:
         model.close()
         raise

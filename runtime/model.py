@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from plm_edge import head_screen
 from plm_edge.cache_layout import CacheType
@@ -14,7 +14,8 @@ from plm_edge.gguf_file import GgufFile
 from plm_edge.gguf_spec import spec_from_gguf
 from plm_edge.gguf_tensors import tensors_of
 from plm_edge.layouts import FileTensor
-from plm_edge.runtime.recorder import MappedWeight
+from plm_edge.native import kernels as native
+from plm_edge.runtime.recorder import Activations, MappedWeight
 from plm_edge.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -59,10 +60,12 @@ class Model:
         threads: int = 1,
         isa: str | None = None,
         head: str = "full",
+        activations: str = "int16",
     ) -> Session:
         """A new sequence on these weights; n_ctx tokens, by default the trained context.
 
-        head: "full" or "screened" (UnsupportedError where the file has none).
+        head: "full" or "screened" (UnsupportedError where the file has none). activations: "int16",
+        or "int8" for speed: they meet integer weights in bytes, but for those of `ffn_down`.
         """
         from plm_edge.runtime.session import Session
 
@@ -74,7 +77,11 @@ class Model:
                 "the model with --head screened, or use --head full"
             )
         n_ctx = self.spec.n_ctx_train if n_ctx is None else n_ctx
-        return Session(self, n_ctx, cache_type, threads, isa, head)
+        if activations not in native.ACTIVATIONS:
+            names = ", ".join(native.ACTIVATIONS)
+            raise UsageError(f"expected activations of {names}, found {activations!r}")
+        kind = cast(Activations, activations)
+        return Session(self, n_ctx, cache_type, threads, isa, head, kind)
 
     def close(self) -> None:
         """Let go of the weights; the file stays mapped for the sessions that are still open."""

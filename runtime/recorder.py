@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -17,6 +17,9 @@ from plm_edge.native import kernels as native
 from plm_edge.spec import ModelSpec
 
 Array = NDArray[Any]
+
+
+Activations = Literal["int16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class KernelRecorder:
     cache_type: CacheType
     few: bool
     expanded: bool
+    activations: Activations
     ops: list[native.Op] = field(default_factory=list)
     kept: list[object] = field(default_factory=list)  # what the ops point at outlives the recording
 
@@ -59,6 +63,13 @@ class KernelRecorder:
     def _address(self, weight: MappedWeight) -> int:
         self.kept.append(weight.data)
         return int(weight.data.ctypes.data)
+
+    def _in_bytes(self, x: str) -> bool:
+        """Not what `ffn_down` is given: squares are too unequal for 8 bits."""
+        return self.activations == "int8" and x in ("h", "heads", "last")
+
+    def _most(self, x: str) -> int:
+        return native.ACTIVATIONS["int8" if self._in_bytes(x) else "int16"]
 
     def _matrix(self, weight: MappedWeight) -> native.Matrix:
         return native.Matrix(
@@ -80,20 +91,19 @@ class KernelRecorder:
     def norm(self, x: str, weight: MappedWeight, y: str, *, eps: float | None = None) -> None:
         """See kinds.recorder.Recorder; so for every method below."""
         at, eps = self._vectors(y), self.spec.eps if eps is None else eps
-        args = native.Norm(
-            *self._head(), self._at(x), self._address(weight), self._at(y), at, weight.cols, eps
-        )
+        pointers = self._at(x), self._address(weight), self._at(y)
+        args = native.Norm(*self._head(), *pointers, at, weight.cols, self._most(y), eps)
         self._add("norm", args)
 
     def pack(self, x: str, *, square: bool = False) -> None:
         width = self.buffers[x].shape[-1]
-        args = native.Pack(*self._head(), self._at(x), self._vectors(x), width, square)
+        at, most = self._vectors(x), self._most(x)
+        args = native.Pack(*self._head(), self._at(x), at, width, square, most)
         self._add("pack", args)
 
     def product(self, weight: MappedWeight, x: str, y: str, *, add: bool = False) -> None:
-        args = native.Product(
-            *self._head(), self._matrix(weight), self._vectors(x), self._at(y), add
-        )
+        at, in_bytes = self._vectors(x), self._in_bytes(x)
+        args = native.Product(*self._head(), self._matrix(weight), at, self._at(y), add, in_bytes)
         self._add("product", args)
 
     def rotate(self, q: str) -> None:
@@ -153,6 +163,7 @@ class KernelRecorder:
             self._matrix(down),
             self._vectors(x),
             *(self._at(name) for name in ("units", "slices", "unit_rows")),
+            self._in_bytes(x),
         )
         self._add("fire", args)
         slices, step = self._at("slices"), ctypes.pointer(self.step)

@@ -21,7 +21,7 @@ from plm_edge.kinds import ATTENTION, FFN
 from plm_edge.native import kernels as native
 from plm_edge.runtime import session_file
 from plm_edge.runtime.model import Model
-from plm_edge.runtime.recorder import KernelRecorder, MappedWeight
+from plm_edge.runtime.recorder import Activations, KernelRecorder, MappedWeight
 from plm_edge.runtime.traffic import step_bytes
 from plm_edge.workspace import HEAD_ROWS, MAX_THREADS, PREFILL_CHUNK, Buffer, workspace
 
@@ -44,10 +44,11 @@ class Session:
         threads: int,
         isa: str | None,
         head: str = "full",
+        activations: Activations = "int16",
     ) -> None:
         _check_counts(n_ctx, threads)
         self.model, self.spec, self.tokenizer = model, model.spec, model.tokenizer
-        self.head = head
+        self.head, self.activations = head, activations
         self._attention, self._ffn = ATTENTION[self.spec.attention], FFN[self.spec.ffn]
         self.n_ctx, self.threads, self._chunk = n_ctx, threads, min(PREFILL_CHUNK, n_ctx)
         self.isa, self._isa_at = native.find_isa(isa)
@@ -220,7 +221,14 @@ class Session:
         self, step: native.Step, few: bool = False, expanded: bool = False
     ) -> KernelRecorder:
         return KernelRecorder(
-            self.spec, self._isa_at, step, self._buffers, self.cache_type, few, expanded
+            self.spec,
+            self._isa_at,
+            step,
+            self._buffers,
+            self.cache_type,
+            few,
+            expanded,
+            self.activations,
         )
 
     def _layers(self, few: bool, expanded: bool = False) -> KernelRecorder:

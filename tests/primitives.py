@@ -12,6 +12,7 @@ from plm_edge.native.kernels import BLOCK, FORMAT_CODES, TILE, Vectors, find_isa
 _I, _P, _F = c_int32, c_void_p, c_float
 _TYPES = {  # as plm_isa has them, in its order: one function, or one for each format
     "tile": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
+    "tile_of_bytes": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
     "row": CFUNCTYPE(_F, _P, _I, _P),
     "add_rows": CFUNCTYPE(None, _P, _I, _P, _I, _P),
     "units": CFUNCTYPE(None, _P, _I, _P, _I, _P),
@@ -27,8 +28,8 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "add": CFUNCTYPE(None, _F, _P, _I, _P),
     "widen": CFUNCTYPE(None, _P, _I, _P),
 }
-_BY_FORMAT = ("tile", "row", "add_rows", "units", "unit_rows")
-LARGEST, PANEL = 32767, 8191  # of plm.h
+_BY_FORMAT = ("tile", "tile_of_bytes", "row", "add_rows", "units", "unit_rows")
+LARGEST, PANEL, BYTE = 32767, 8191, 127  # of plm.h
 
 
 class IsaTable(Structure):
@@ -59,11 +60,11 @@ def floats(n, fill=0.0):
 class Activations:
     """x (cols) as plm_vectors; `q`, `scale` and `sum` from the scalar set."""
 
-    def __init__(self, x):
+    def __init__(self, x, most=LARGEST):
         blocks = len(x) // BLOCK
         self.x = floats(len(x))
         self.x[:] = x
-        self.q, self.scale, self.sum = Primitives("scalar").pack(x[: blocks * BLOCK])
+        self.q, self.scale, self.sum = Primitives("scalar").pack(x[: blocks * BLOCK], most)
         arrays = (self.x, self.q, self.scale, self.sum)
         self.struct = Vectors(*(array.ctypes.data for array in arrays))
 
@@ -82,14 +83,18 @@ class Primitives:
         function(data.ctypes.data, len(x), ctypes.addressof(act.struct), 1, y.ctypes.data, TILE)
         return y
 
-    def tile_of_tokens(self, fmt, data, x, stride=TILE + 3):
+    def has_tile_of_bytes(self, fmt):
+        return bool(self._table.tile_of_bytes[FORMAT_CODES[fmt]])
+
+    def tile_of_tokens(self, fmt, data, x, stride=TILE + 3, most=LARGEST, in_bytes=False):
         """X (T, cols) -> (T, 16); what lies between the rows of the result is left alone."""
         x, data = np.atleast_2d(x), unaligned(data)
-        each = [Activations(row) for row in x]
+        each = [Activations(row, most) for row in x]
         joined = [np.concatenate([getattr(a, k) for a in each]) for k in ("x", "q", "scale", "sum")]
         struct = Vectors(*(array.ctypes.data for array in joined))
         y = floats(len(x) * stride, 7)
-        function = self._table.tile[FORMAT_CODES[fmt]]
+        table = self._table.tile_of_bytes if in_bytes else self._table.tile
+        function = table[FORMAT_CODES[fmt]]
         arguments = (data.ctypes.data, x.shape[1], ctypes.addressof(struct), len(x))
         function(*arguments, y.ctypes.data, stride)
         rows = y.reshape(len(x), stride)

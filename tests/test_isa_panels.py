@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from primitives import LARGEST, PANEL, Primitives
+from primitives import BYTE, LARGEST, PANEL, Primitives
 from test_isa import CASES, FORMATS, INTEGERS, random_rows, random_x, same_bits, units_of, within
 
 from plm_edge.arrangements import arrange
@@ -56,6 +56,34 @@ def test_the_largest_sums_of_many_tokens_do_not_overflow(name, fmt, weight, sign
     tile, one = arrange("tile16x4", fmt, packed, 96), Primitives(name)
     x = np.full((3, 96), sign * 5.0, np.float32)
     same_bits(one.tile_of_tokens(fmt, tile, x), np.stack([one.tile(fmt, tile, x[0])] * 3))
+
+
+OF_BYTES = [
+    (name, fmt, cols)
+    for name in SETS
+    for fmt, cols in CASES
+    if Primitives(name).has_tile_of_bytes(fmt)
+]
+
+
+@pytest.mark.parametrize(("name", "fmt", "cols"), OF_BYTES)
+@pytest.mark.parametrize("tokens", [1, 2, 4, 7])
+def test_activations_of_8_bits_give_the_bits_of_16(name, fmt, cols, tokens):
+    one = Primitives(name)
+    packed, _ = random_rows(fmt, 16, cols)
+    tile = arrange("tile16x4", fmt, packed, cols)
+    x = np.stack([random_x(cols, seed=t) for t in range(tokens)])
+    got = one.tile_of_tokens(fmt, tile, x, most=BYTE, in_bytes=True)
+    same_bits(got, one.tile_of_tokens(fmt, tile, x, most=BYTE))
+    with pytest.raises(AssertionError):
+        same_bits(got, one.tile_of_tokens(fmt, tile, x))  # 16 bits say more
+    extreme = np.sign(x) * np.float32(3)
+    packed.reshape(16, cols // 32, -1)[..., 2:] = 0xFF  # the largest sums
+    tile = arrange("tile16x4", fmt, packed, cols)
+    same_bits(
+        one.tile_of_tokens(fmt, tile, extreme, most=BYTE, in_bytes=True),
+        one.tile_of_tokens(fmt, tile, extreme, most=BYTE),
+    )
 
 
 @pytest.mark.parametrize("name", SETS)

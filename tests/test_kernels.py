@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from kernel_calls import Rows, Weight, isa, run, step
 from metrics import close
-from primitives import floats
+from primitives import LARGEST, floats
 
 from plm_edge.native import kernels
 
@@ -31,7 +31,7 @@ def product(name, weight, x, y, add=False, threads=1):
     out = floats(y.size).reshape(y.shape)
     out[:] = y
     args = kernels.Product(
-        isa(name), step(len(rows.x)), weight.struct, rows.struct, out.ctypes.data, add
+        isa(name), step(len(rows.x)), weight.struct, rows.struct, out.ctypes.data, add, False
     )
     assert run(("product", args), threads=threads)
     return out
@@ -74,6 +74,7 @@ def test_norm_reads_from_the_first_row_and_packs(name):
         y.ctypes.data,
         packed.struct,
         96,
+        LARGEST,
         1e-3,
     )
     assert run(("norm", args))
@@ -89,7 +90,7 @@ def test_norm_reads_from_the_first_row_and_packs(name):
 def test_pack(name, square):
     before = normal(2, 64)
     x, packed = before.copy(), Rows.empty(2, 64)
-    args = kernels.Pack(isa(name), step(2), x.ctypes.data, packed.struct, 64, square)
+    args = kernels.Pack(isa(name), step(2), x.ctypes.data, packed.struct, 64, square, LARGEST)
     assert run(("pack", args))
     want = np.maximum(before, 0) ** 2 if square else before
     np.testing.assert_array_equal(x, want)
@@ -127,6 +128,7 @@ class Pair:
             units.ctypes.data,
             partial.ctypes.data,
             self.unit_rows.ctypes.data,
+            False,
         )
         gather = kernels.Gather(now, partial.ctypes.data, out.ctypes.data, self.d_model)
         assert run(("fire", fire), ("gather", gather), threads=threads)

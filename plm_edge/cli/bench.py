@@ -40,6 +40,9 @@ def command(
     head: Annotated[
         str, typer.Option(help="screened: decode faster, if the export has such a head.")
     ] = "full",
+    activations: Annotated[
+        str, typer.Option(help="int16, or int8: read prompts faster, round coarser.")
+    ] = "int16",
     versus: Annotated[
         str | None, typer.Option("--vs", help="llama.cpp: at its fastest, run by run in turn.")
     ] = None,
@@ -78,6 +81,7 @@ def command(
         cache_type=cache_type,
         isa=isa,
         head=head,
+        activations=activations,
         rivals={} if versus is None else _rivals(path),
     )
     with Steps() as say:

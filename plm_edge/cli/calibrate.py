@@ -38,9 +38,9 @@ def export(
     """Write a bundle of `model` for `target`; by default into a folder named after both.
 
     `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
-    that are known to change nothing. `pure`: the head in the format of the rest, where Q4_0 makes it
-    Q8_0. head="screened" adds a screened head, made from the text file
-    `calibration` (by default tales in English). `force` replaces an earlier bundle.
+    that are known to change nothing. `pure`: the head in the format of the rest. head="screened"
+    adds a screened head, made from the text file `calibration` (by default tales in English).
+    `force` replaces an earlier bundle.
     """
     from plm_edge import exporters
     from plm_edge.exporters.screen import Calibration

@@ -44,6 +44,9 @@ def command(
     head: Annotated[
         str, typer.Option(help="screened: decode faster, if the export has such a head.")
     ] = "full",
+    activations: Annotated[
+        str, typer.Option(help="int16, or int8: read prompts faster, round coarser.")
+    ] = "int16",
     temperature: Annotated[
         float | None, typer.Option("--temp", help="0: the likeliest token.  [default: 0.7]")
     ] = None,
@@ -81,7 +84,8 @@ def command(
     talk = conversation(saved, settings, tuple(stop or ()), system)
     talk.lookup = lookup
     question = _question(prompt, model)
-    session = open_session(model, backend, threads, n_ctx, cache_type, isa, force, ctx.obj, head)
+    asked = threads, n_ctx, cache_type, isa, force
+    session = open_session(model, backend, *asked, ctx.obj, head, activations)
     with session:
         if question is not None:
             _answer(talk, session, question)
@@ -133,6 +137,7 @@ def open_session(
     force: bool,
     offline: bool,
     head: str = "full",
+    activations: str = "int16",
 ) -> Session:
     """Prepare and load; with force the context may be longer than the model was trained for."""
     from plm_edge import runtime
@@ -148,7 +153,7 @@ def open_session(
             f"-c {n_ctx} is more than the {trained} tokens the model was trained for; "
             "use fewer, or --force"
         )
-    return runtime.load(path, backend, threads, n_ctx, cache_type, isa, force, head)
+    return runtime.load(path, backend, threads, n_ctx, cache_type, isa, force, head, activations)
 
 
 def _answer(talk: Conversation, session: Session, question: str) -> None:

@@ -66,6 +66,38 @@ static void one_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float
     _mm256_storeu_ps(y + 8, sums[1]);
 }
 
+/* Activations of 8 bits: one product of bytes for a weight. Eight pairs of them fit 16 bits: 8 * 2 * 15 * 127 = 30,480. */
+static void one_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+    __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 288) {
+        uint8_t q[PLM_BLOCK];
+        ask_ahead(w, 288);
+        _mm256_storeu_si256((void *)q, to_bytes(x->q + b * PLM_BLOCK));
+        __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+        for (int g = 0; g < 4; g++) {
+            __m256i q_low = four_bytes(q + 4 * g), q_high = four_bytes(q + 16 + 4 * g);
+            for (int i = 0; i < 2; i++) {
+                __m256i v = load32(w + 32 + 64 * g + 32 * i);
+                sum[i] = add_products(add_products(sum[i], nibbles_low(v), q_low), nibbles_high(v), q_high);
+            }
+        }
+        for (int i = 0; i < 2; i++) {
+            __m256i whole = _mm256_madd_epi16(sum[i], _mm256_set1_epi16(1));
+            sums[i] = add_scaled(sums[i], _mm256_add_epi32(whole, _mm256_set1_epi32(-8 * x->sum[b])), w + 16 * i, x->scale[b]);
+        }
+    }
+    _mm256_storeu_ps(y, sums[0]);
+    _mm256_storeu_ps(y + 8, sums[1]);
+}
+
+static void tile_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                               int32_t stride) {
+    if (tokens == 1)
+        one_of_bytes_q4_0(w, cols, x, y);
+    else
+        avx2_several_of_bytes_q4_0(w, cols, x, tokens, y, stride);
+}
+
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
         pairs_one_q8_0(w, cols, x, y, add_in_two);
@@ -113,6 +145,7 @@ static float row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
 
 const plm_isa plm_avx2 = {
     .name = "avx2",
+    .tile_of_bytes = {[PLM_Q4_0] = tile_of_bytes_q4_0},
     .tile = {avx2_tile_f32, avx2_tile_f16, avx2_tile_bf16, tile_q8_0, tile_q4_0},
     .row = {avx2_row_f32, avx2_row_f16, avx2_row_bf16, row_q8_0, row_q4_0},
     .add_rows = {avx2_add_f32, avx2_add_f16, avx2_add_bf16, avx2_add_q8_0, avx2_add_q4_0},

@@ -31,11 +31,12 @@ size_t plm_fire_items(const void *p) {
 
 /* The units of a slice: h (T, units) of the whole layer, these columns. */
 static void fire_up(const plm_fire *a, int32_t first, int32_t last) {
-    int64_t tile = plm_tile_bytes(a->up.format, a->up.cols), units = a->down.cols;
+    int64_t bytes = plm_tile_bytes(a->up.format, a->up.cols), units = a->down.cols;
+    plm_tile *tile = plm_tile_of(a->isa, a->up.format, a->bytes);
     int32_t tokens = a->step->n_tokens;
     float h[PLM_FEW * PLM_TILE];
     for (int32_t unit = first; unit < last; unit += PLM_TILE) {
-        a->isa->tile[a->up.format](a->up.data + unit / PLM_TILE * tile, a->up.cols, &a->x, tokens, h, PLM_TILE);
+        tile(a->up.data + unit / PLM_TILE * bytes, a->up.cols, &a->x, tokens, h, PLM_TILE);
         for (int32_t t = 0; t < tokens; t++)
             for (int32_t i = 0; i < plm_min(PLM_TILE, last - unit); i++)
                 a->h[t * units + unit + i] = squared_relu(h[t * PLM_TILE + i]);

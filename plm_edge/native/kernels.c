@@ -67,7 +67,7 @@ static void norm_item(const void *p, size_t t, int thread) {
     (void)thread;
     rms_norm(a->x + (a->step->first + (int64_t)t) * a->width, a->w, a->width, a->eps, y);
     plm_vectors at = plm_vector_at(&a->packed, (int64_t)t, a->width);
-    if (at.q) a->isa->pack(y, a->width, PLM_LARGEST, at.q, at.scale, at.sum);
+    if (at.q) a->isa->pack(y, a->width, (float)a->most, at.q, at.scale, at.sum);
 }
 
 static size_t pack_items(const void *p) { return (size_t)((const plm_pack *)p)->step->n_tokens; }
@@ -79,7 +79,7 @@ static void pack_item(const void *p, size_t t, int thread) {
     if (a->square) /* a NaN is not <= 0: it flows on and shows */
         for (int32_t i = 0; i < a->width; i++) x[i] = x[i] <= 0.0f ? 0.0f : x[i] * x[i];
     plm_vectors at = plm_vector_at(&a->packed, (int64_t)t, a->width);
-    if (at.q) a->isa->pack(x, a->width, PLM_LARGEST, at.q, at.scale, at.sum);
+    if (at.q) a->isa->pack(x, a->width, (float)a->most, at.q, at.scale, at.sum);
 }
 
 /* ---- products ---- */
@@ -105,12 +105,13 @@ static void product_of_rows(const plm_product *a, int32_t first, int32_t last) {
 static void product_of_tiles(const plm_product *a, int32_t first, int32_t last) {
     const plm_matrix *w = &a->w;
     int64_t bytes = plm_tile_bytes(w->format, w->cols);
+    plm_tile *tile = plm_tile_of(a->isa, w->format, a->bytes);
     float out[TOKENS_PER_TILE * PLM_TILE];
     for (int32_t r = first; r < last; r += PLM_TILE)
         for (int32_t from = 0; from < a->step->n_tokens; from += TOKENS_PER_TILE) {
             int32_t tokens = plm_min(TOKENS_PER_TILE, a->step->n_tokens - from);
             plm_vectors x = plm_vector_at(&a->x, from, w->cols);
-            a->isa->tile[w->format](w->data + r / PLM_TILE * bytes, w->cols, &x, tokens, out, PLM_TILE);
+            tile(w->data + r / PLM_TILE * bytes, w->cols, &x, tokens, out, PLM_TILE);
             for (int32_t t = 0; t < tokens; t++)
                 store(a->y + (int64_t)(from + t) * w->rows + r, out + t * PLM_TILE, plm_min(PLM_TILE, last - r), a->add);
         }

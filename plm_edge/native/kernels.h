@@ -19,6 +19,12 @@ static inline int64_t plm_tile_bytes(int format, int32_t cols) {
     return PLM_TILE * plm_row_bytes(format, format >= PLM_Q8_0 ? cols : (cols + 3) / 4 * 4);
 }
 
+typedef void plm_tile(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
+
+static inline plm_tile *plm_tile_of(const plm_isa *isa, int format, int bytes) {
+    return bytes && isa->tile_of_bytes[format] ? isa->tile_of_bytes[format] : isa->tile[format];
+}
+
 /* Row t of the activations. */
 static inline plm_vectors plm_vector_at(const plm_vectors *x, int64_t t, int32_t cols) {
     int64_t blocks = cols / PLM_BLOCK;

@@ -28,6 +28,7 @@ from plm_edge.native import lib
 BLOCK, TILE, SLICES, FEW = 32, 16, 16, 8
 FORMAT_CODES = {"F32": 0, "F16": 1, "BF16": 2, "Q8_0": 3, "Q4_0": 4}
 ARRANGEMENT_CODES = {"rows": 0, "tile16x4": 1, "group32": 2}
+ACTIVATIONS = {"int16": 32767, "int8": 127}  # the largest integer: PLM_LARGEST, PLM_BYTE
 CACHE_CODES = {"f32": 0, "f16": 1, "q8_0": 2}
 
 
@@ -74,6 +75,7 @@ class Norm(Structure):
         ("y", c_void_p),
         ("packed", Vectors),
         ("width", c_int32),
+        ("most", c_int32),
         ("eps", c_float),
     )
 
@@ -87,13 +89,21 @@ class Pack(Structure):
         ("packed", Vectors),
         ("width", c_int32),
         ("square", c_int32),
+        ("most", c_int32),
     )
 
 
 class Product(Structure):
     """plm_product."""
 
-    _fields_ = (*_ISA_STEP, ("w", Matrix), ("x", Vectors), ("y", c_void_p), ("add", c_int32))
+    _fields_ = (
+        *_ISA_STEP,
+        ("w", Matrix),
+        ("x", Vectors),
+        ("y", c_void_p),
+        ("add", c_int32),
+        ("bytes", c_int32),
+    )
 
 
 class Rotate(Structure):
@@ -160,6 +170,7 @@ class Fire(Structure):
         ("h", c_void_p),
         ("partial", c_void_p),
         ("unit_rows", c_void_p),
+        ("bytes", c_int32),
     )
 
 

@@ -24,6 +24,8 @@ enum { PLM_BLOCK = 32, PLM_TILE = 16 };
 enum { PLM_PANEL = 8191 };
 /* The largest activation against weights of at most 8 bits: 32 * 128 * 32767 < 2^31. */
 enum { PLM_LARGEST = 32767 };
+/* The largest of activations in bytes: half the work and 256 times the rounding error, for who asks for it. */
+enum { PLM_BYTE = 127 };
 
 /* Most tokens of a call that takes the kernels of a decode step: few enough that weights are read once for all. */
 enum { PLM_FEW = 8 };
@@ -63,6 +65,9 @@ typedef struct {
     /* y[t * stride + r] = row r of the 16 of a tile times token t of x. Every token gets the bits it would get alone. */
     void (*tile[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                               int32_t stride);
+    /* The same where no integer of x is above PLM_BYTE; NULL where `tile` is all there is. */
+    void (*tile_of_bytes[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                                       int32_t stride);
     /* A plain row times x. */
     float (*row[PLM_FORMATS])(const uint8_t *row, int32_t cols, const plm_vectors *x);
     /* y[0..n) += sum over i < count of a[i] * plain row i of n values. */
@@ -122,7 +127,7 @@ typedef struct {
     const float *x, *w;
     float *y;
     plm_vectors packed;
-    int32_t width;
+    int32_t width, most; /* most: PLM_LARGEST or PLM_BYTE */
     float eps;
 } plm_norm;
 
@@ -132,7 +137,7 @@ typedef struct {
     const plm_step *step;
     float *x;
     plm_vectors packed;
-    int32_t width, square;
+    int32_t width, square, most;
 } plm_pack;
 
 /* y (T, w.rows) = w x, or y += w x. w in ROWS or TILE16X4. */
@@ -142,7 +147,7 @@ typedef struct {
     plm_matrix w;
     plm_vectors x;
     float *y;
-    int32_t add;
+    int32_t add, bytes; /* bytes: no integer of x is above PLM_BYTE */
 } plm_product;
 
 /* Rotate the last `rope` values of every head of q (T, heads, nope + rope) by its position, adjacent pairs.
@@ -197,6 +202,7 @@ typedef struct {
     plm_vectors x;
     float *h, *partial;
     int64_t *unit_rows;
+    int32_t bytes;
 } plm_fire;
 
 /* y (T, width) += the 16 slices of partial (T, 16, width), in their order. */

@@ -36,6 +36,7 @@ class Setting:
     threads: int
     isa: str | None = None  # kernel set; None: the engine does not say
     head: str = "full"
+    activations: str = "int16"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Result:
             "layout": self.setting.layout,
             "isa": self.setting.isa,
             "head": self.setting.head,
+            "activations": self.setting.activations,
             "tokens_per_s": round(self.rate, 3),
             "least": round(min(self.rates), 3),
             "most": round(max(self.rates), 3),

@@ -38,6 +38,7 @@ class Task:
     cache_type: str = "f16"  # of our session
     isa: str | None = None
     head: str = "full"  # or "screened"
+    activations: str = "int16"  # or "int8"
     rivals: Mapping[str, Path] = field(default_factory=dict)  # layout -> file for llama.cpp
 
     def cases(self, depth: int) -> list[Case]:
@@ -108,9 +109,10 @@ def _open_ours(process: Process, task: Task, ids: list[int], threads: int | None
         threads=threads,
         isa=task.isa,
         head=task.head,
+        activations=task.activations,
     )
-    cache_type, head = task.cache_type, task.head
-    setting = Setting(OURS, task.layout, cache_type, facts["threads"], facts["isa"], head)
+    ours = facts["threads"], facts["isa"], task.head, task.activations
+    setting = Setting(OURS, task.layout, task.cache_type, *ours)
     return _Side(process, setting, facts["cache_bytes"])
 
 

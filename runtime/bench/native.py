@@ -19,9 +19,11 @@ class Native:
         threads: int | None,
         isa: str | None,
         head: str,
+        activations: str,
     ) -> None:
         # force: speed does not depend on what the model was trained for
-        self._session = load(Path(path), "native", threads, n_ctx, cache_type, isa, True, head)
+        asked = threads, n_ctx, cache_type, isa, True, head, activations
+        self._session = load(Path(path), "native", *asked)
         self.facts = {
             "threads": self._session.threads,
             "isa": self._session.isa,
