@@ -241,6 +241,7 @@ def test_errors_of_an_engine_come_up(tmp_path: Path) -> None:
         "threads": 1,
         "isa": None,
         "head": "full",
+        "activations": "int16",
     }
     with Process("it") as process:
         with pytest.raises(FileFormatError, match=r"torn\.gguf"):
@@ -263,6 +264,7 @@ def test_an_engine_whose_asker_is_gone_ends(bundle_of: Bundles) -> None:
     path = str(bundle_of("plain") / MODEL_FILE)
     with Process("it") as process:
         settings = {"n_ctx": 8, "cache_type": "f16", "threads": 1, "isa": None, "head": "full"}
+        settings["activations"] = "int16"
         process.ask("open_native", path=path, ids=[1, 2, 3], **settings)
         assert process._process.stdin is not None
         process._process.stdin.close()
