@@ -129,19 +129,6 @@ typedef struct {
     float scale;                               /* one for the group: the scale of a weight belongs to its output */
 } fired;
 
-/* 16 bytes at `at` of four rows, byte by byte beside each other: register i has bytes 4 i .. 4 i + 3 of all four. */
-static inline uint8x16x4_t four_units(const uint8_t *const *row, int32_t at) {
-    uint8x16x2_t first = vzipq_u8(vld1q_u8(row[0] + at), vld1q_u8(row[1] + at));
-    uint8x16x2_t second = vzipq_u8(vld1q_u8(row[2] + at), vld1q_u8(row[3] + at));
-    uint8x16x4_t v;
-    for (int i = 0; i < 2; i++) {
-        uint16x8_t a = vreinterpretq_u16_u8(first.val[i]), b = vreinterpretq_u16_u8(second.val[i]);
-        v.val[2 * i] = vreinterpretq_u8_u16(vzip1q_u16(a, b));
-        v.val[2 * i + 1] = vreinterpretq_u8_u16(vzip2q_u16(a, b));
-    }
-    return v;
-}
-
 /* Returns how many fired; `rows` are of `bytes` each. */
 int32_t neon_find_fired(const uint8_t *rows, int64_t bytes, const float *a, fired *f);
 

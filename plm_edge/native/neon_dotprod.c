@@ -1,6 +1,6 @@
 /* NEON with the dot products of ARMv8.2 (Raspberry Pi 5): sdot and udot add four products of bytes a lane. Only integer
  * formats gain; the rest is the neon set's. Same bits as the scalar set: every sum of a block is exact. */
-#include "neon.h"
+#include "neon_dot.h"
 
 /* A signed weight as w + 128, unsigned, for products with the bottom bytes; 128 of them each are too much. */
 static inline uint8x16_t raised(uint8x16_t v) { return veorq_u8(v, vdupq_n_u8(128)); }
@@ -126,26 +126,13 @@ float dotprod_row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
     return row_int(w, cols, x, PLM_Q4_0, products_q4_0);
 }
 
+static inline uint32x4_t bottoms_q8_0(uint32x4_t sum, uint8x16_t v, uint8x16_t q) {
+    return vdotq_u32(sum, raised(v), q);
+}
+
 static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
-    fired f;
     (void)units; /* integer groups are whole */
-    if (!neon_find_fired(w + 2 * (int64_t)width, width, a, &f)) return;
-    for (int32_t o = 0; o < width; o += 16) {
-        int32x4_t top[4];
-        uint32x4_t bottom[4];
-        for (int i = 0; i < 4; i++) top[i] = vdupq_n_s32(0), bottom[i] = vdupq_n_u32((uint32_t)(-128 * f.sum_bottom));
-        for (int32_t k = 0; k < f.count; k += 4) {
-            uint8x16x4_t v = four_units(f.row + k, o);
-            int8x16_t q_top = as_signed(four_bytes(f.top + k));
-            uint8x16_t q_bottom = four_bytes(f.bottom + k);
-            for (int i = 0; i < 4; i++) {
-                top[i] = vdotq_s32(top[i], as_signed(v.val[i]), q_top);
-                bottom[i] = vdotq_u32(bottom[i], raised(v.val[i]), q_bottom);
-            }
-        }
-        for (int i = 0; i < 4; i++)
-            add_sums(y + o + 4 * i, join(top[i], bottom[i]), w + 2 * (int64_t)(o + 4 * i), f.scale);
-    }
+    dot_units_q8_0(w, width, a, y, 128, bottoms_q8_0);
 }
 
 static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {

@@ -1,7 +1,7 @@
 /* NEON with dot products and the mixed-sign ones of I8MM (phones since 2021): usdot takes signed weights times
  * unsigned bottom bytes as they are, and whole bytes of 4-bit weights times signed top bytes. Several tokens:
  * neon_smmla.c. Everything else is the dotprod or the neon set's. */
-#include "neon.h"
+#include "neon_dot.h"
 
 void i8mm_one_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
     float32x4_t sums[4];
@@ -48,27 +48,13 @@ static float row_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
     return row_int(w, cols, x, PLM_Q8_0, products_q8_0);
 }
 
+static inline uint32x4_t bottoms_q8_0(uint32x4_t sum, uint8x16_t v, uint8x16_t q) {
+    return vreinterpretq_u32_s32(vusdotq_s32(vreinterpretq_s32_u32(sum), q, as_signed(v)));
+}
+
 static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
-    fired f;
     (void)units; /* integer groups are whole */
-    if (!neon_find_fired(w + 2 * (int64_t)width, width, a, &f)) return;
-    for (int32_t o = 0; o < width; o += 16) {
-        int32x4_t top[4], bottom[4];
-        for (int i = 0; i < 4; i++) top[i] = bottom[i] = vdupq_n_s32(0);
-        for (int32_t k = 0; k < f.count; k += 4) {
-            uint8x16x4_t v = four_units(f.row + k, o);
-            int8x16_t q_top = as_signed(four_bytes(f.top + k));
-            uint8x16_t q_bottom = four_bytes(f.bottom + k);
-            for (int i = 0; i < 4; i++) {
-                top[i] = vdotq_s32(top[i], as_signed(v.val[i]), q_top);
-                bottom[i] = vusdotq_s32(bottom[i], q_bottom, as_signed(v.val[i]));
-            }
-        }
-        for (int i = 0; i < 4; i++) {
-            int32x4_t sum = vaddq_s32(vshlq_n_s32(top[i], 8), bottom[i]);
-            add_sums(y + o + 4 * i, sum, w + 2 * (int64_t)(o + 4 * i), f.scale);
-        }
-    }
+    dot_units_q8_0(w, width, a, y, 0, bottoms_q8_0);
 }
 
 /* A byte is low + 16 high: the products of whole bytes less those of the low nibbles are 16 times the high ones'. */
