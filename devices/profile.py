@@ -16,7 +16,7 @@ else:
     import tomli as tomllib
 
 # Kernel sets by the name they are chosen with, the plainest first.
-ISAS = ("scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neon-dotprod", "neon-i8mm")
+ISAS = ("scalar", "avx2", "avx-vnni", "avx512-vnni", "neon", "neon-dotprod", "neon-i8mm")
 
 
 @dataclass(frozen=True)

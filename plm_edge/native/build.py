@@ -25,11 +25,15 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "
 
 # Files that need an instruction set of their own; every other file is plain C11.
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))]
 ISA_FLAGS = {
     "avx2.c": AVX2,
     "avx2_panel.c": AVX2,
     "avx2_units.c": AVX2,
     "avx2_vectors.c": AVX2,
+    "avx_vnni.c": [*AVX2, "-mavxvnni"],
+    "avx512_vnni.c": AVX512,
+    "avx512_floats.c": AVX512,
     "neon_dotprod.c": ["-march=armv8.2-a+dotprod"],
     "neon_i8mm.c": ["-march=armv8.2-a+dotprod+i8mm"],
     "neon_smmla.c": ["-march=armv8.2-a+dotprod+i8mm"],
@@ -40,12 +44,21 @@ ISA_MACHINES = {
     "avx2_panel.c": X86,
     "avx2_units.c": X86,
     "avx2_vectors.c": X86,
+    "avx_vnni.c": X86,
+    "avx512_vnni.c": X86,
+    "avx512_floats.c": X86,
     "neon.c": ARM,
     "neon_dotprod.c": ARM,
     "neon_floats.c": ARM,
     "neon_i8mm.c": ARM,
     "neon_smmla.c": ARM,
     "neon_vectors.c": ARM,
+}
+# Sets that older compilers do not know: without them isa.c is told so and leaves the set out.
+OPTIONAL = {
+    "avx_vnni.c": "-DPLM_WITHOUT_AVX_VNNI",
+    "avx512_vnni.c": "-DPLM_WITHOUT_AVX512_VNNI",
+    "avx512_floats.c": "-DPLM_WITHOUT_AVX512_VNNI",
 }
 
 
@@ -57,6 +70,12 @@ def compiler() -> str:
     raise SystemExit("expected a C compiler, found none: install gcc or clang, or set CC")
 
 
+def knows(cc: list[str], flags: list[str]) -> bool:
+    """Whether the compiler takes these flags."""
+    command = [*cc, *flags, "-Werror", "-fsyntax-only", "-x", "c", os.devnull]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
 def compile_objects(folder: Path, sanitize: bool = False) -> list[str]:
     """Compile every C file here into `folder`, without the instruction sets of other machines.
 
@@ -66,9 +85,20 @@ def compile_objects(folder: Path, sanitize: bool = False) -> list[str]:
     cc = compiler().split()
     machine = subprocess.check_output([*cc, "-dumpmachine"], text=True).split("-")[0]
     flags = [*FLAGS, *WARNINGS, *(SANITIZE if sanitize else [])]
+    sources = [
+        source
+        for source in sorted(HERE.glob("*.c"))
+        if machine in ISA_MACHINES.get(source.name, {machine})
+    ]
+    missing = [
+        source
+        for source in sources
+        if source.name in OPTIONAL and not knows(cc, ISA_FLAGS[source.name])
+    ]
+    flags += sorted({OPTIONAL[source.name] for source in missing})
     objects = []
-    for source in sorted(HERE.glob("*.c")):
-        if machine not in ISA_MACHINES.get(source.name, {machine}):
+    for source in sources:
+        if source in missing:
             continue
         objects.append(f"{folder}/{source.stem}.o")
         own = ISA_FLAGS.get(source.name, [])

@@ -12,6 +12,12 @@ const plm_isa *plm_isa_at(int index) {
         &plm_scalar,
 #if defined(__x86_64__)
         &plm_avx2,
+#if !defined(PLM_WITHOUT_AVX_VNNI)
+        &plm_avx_vnni,
+#endif
+#if !defined(PLM_WITHOUT_AVX512_VNNI)
+        &plm_avx512_vnni,
+#endif
 #elif defined(__aarch64__)
         &plm_neon,
         &plm_neon_dotprod,
@@ -23,13 +29,55 @@ const plm_isa *plm_isa_at(int index) {
 
 const char *plm_isa_name(const plm_isa *isa) { return isa->name; }
 
+#if defined(__x86_64__)
+/* Answers of CPUID; zeros where the CPU does not know the leaf. */
+typedef struct {
+    unsigned a, b, c, d;
+} leaf;
+
+static leaf ask(unsigned number, unsigned part) {
+    leaf l = {0, 0, 0, 0};
+    __get_cpuid_count(number, part, &l.a, &l.b, &l.c, &l.d); /* leaves l alone where the leaf is unknown */
+    return l;
+}
+
+static int all_of(unsigned bits, unsigned wanted) { return (bits & wanted) == wanted; }
+
+/* Bits as in Intel's manual: volume 2, CPUID; volume 1, XCR0. */
+enum { FMA = 1 << 12, F16C = 1 << 29, XSAVE_IN_USE = 1 << 27 };  /* leaf 1, c */
+enum { AVX2 = 1 << 5, F = 1 << 16, DQ = 1 << 17, BW = 1 << 30 }; /* leaf 7, b */
+enum { VL = 31, VNNI_512 = 1 << 11, VNNI_256 = 1 << 4 };         /* leaf 7: bit of b, c; part 1 of it: a */
+enum { XMM_YMM = 6, MASKS_ZMM = 0xe0 };                          /* XCR0: both kinds of zmm, as every CPU has them */
+
+/* The registers that the operating system saves, as bits of XCR0. */
+static unsigned saved(void) {
+    unsigned low = 0, high;
+    if (all_of(ask(1, 0).c, XSAVE_IN_USE)) __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+
+static int has_avx2(void) {
+    return all_of(ask(1, 0).c, FMA | F16C) && all_of(ask(7, 0).b, AVX2) && all_of(saved(), XMM_YMM);
+}
+
+#if !defined(PLM_WITHOUT_AVX512_VNNI)
+static int has_avx512_vnni(void) {
+    leaf seven = ask(7, 0);
+    return all_of(seven.b, F | DQ | BW | 1u << VL) && all_of(seven.c, VNNI_512) && all_of(saved(), MASKS_ZMM);
+}
+#endif
+#endif
+
 int plm_isa_runs(const plm_isa *isa) {
     if (isa == &plm_scalar) return 1;
 #if defined(__x86_64__)
-    unsigned a, b, c, d;
-    if (isa == &plm_avx2) /* the built-in asks the operating system too; F16C is bit 29 of ecx of leaf 1 */
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
-               (c >> 29 & 1);
+    if (isa == &plm_avx2) return has_avx2();
+#if !defined(PLM_WITHOUT_AVX_VNNI)
+    if (isa == &plm_avx_vnni) return has_avx2() && all_of(ask(7, 1).a, VNNI_256);
+#endif
+#if !defined(PLM_WITHOUT_AVX512_VNNI)
+    if (isa == &plm_avx512_vnni) return has_avx2() && has_avx512_vnni();
+#endif
 #elif defined(__aarch64__)
     if (isa == &plm_neon) return 1; /* every 64-bit ARM CPU has it */
 #if defined(__linux__)

@@ -104,7 +104,7 @@ typedef struct {
 
 extern const plm_isa plm_scalar;
 #if defined(__x86_64__)
-extern const plm_isa plm_avx2;
+extern const plm_isa plm_avx2, plm_avx_vnni, plm_avx512_vnni;
 #elif defined(__aarch64__)
 extern const plm_isa plm_neon, plm_neon_dotprod, plm_neon_i8mm;
 #endif

@@ -2,7 +2,7 @@
  * pattern of quants, the largest sums, NaN and infinity, idle units, outputs that belong to others. Everything that is
  * read or written ends at a page that must not be touched.
  *
- *     isa_matrix [--bend | --anyway]
+ *     isa_matrix [--bend] [--anyway]
  *
  * --bend: a weight or a value is changed for the tested set; each comparison must notice. --anyway: run sets that the
  * CPU lacks. Returns 0 if all is equal, 1 if something differs. tests/test_neon.py builds it, for this machine and for
@@ -200,8 +200,8 @@ static void all(void) {
 }
 
 int main(int argc, char **argv) {
-    int anyway = argc > 1 && !strcmp(argv[1], "--anyway"), failed = 0;
-    bend = argc > 1 && !strcmp(argv[1], "--bend");
+    int anyway = 0, failed = 0;
+    for (int i = 1; i < argc; i++) anyway |= !strcmp(argv[i], "--anyway"), bend |= !strcmp(argv[i], "--bend");
     for (int i = 0; plm_isa_at(i); i++) {
         begin(plm_isa_at(i));
         if (!plm_isa_runs(tested) && !anyway) {

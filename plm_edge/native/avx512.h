@@ -1,0 +1,61 @@
+/* What the files of the AVX-512 VNNI set share: the small steps of 512 bits, and its functions on floats. */
+#ifndef PLM_AVX512_H
+#define PLM_AVX512_H
+
+#include "avx2_pairs.h"
+
+static inline __m512i load64(const void *p) { return _mm512_loadu_si512(p); }
+static inline __m512 scales16(const uint8_t *p) { return _mm512_cvtph_ps(load32(p)); }
+static inline __m256i lower(__m512i v) { return _mm512_castsi512_si256(v); }
+static inline __m256i upper(__m512i v) { return _mm512_extracti64x4_epi64(v, 1); }
+
+/* The first n of 16 values, n >= 0. */
+static inline __mmask16 first_of(int64_t n) { return (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffffu); }
+
+/* Values of a float format: 16 of them, or the first ones and zeros, nothing read past them. */
+static inline __m512 load16(const void *p, int format) {
+    if (format == PLM_F32) return _mm512_loadu_ps(p);
+    if (format == PLM_F16) return _mm512_cvtph_ps(load32(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load32(p)), 16));
+}
+static inline __m512 load_first(__mmask16 first, const void *p, int format) {
+    if (format == PLM_F32) return _mm512_maskz_loadu_ps(first, p);
+    __m256i half = _mm256_maskz_loadu_epi16(first, p);
+    if (format == PLM_F16) return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+/* y + the exact sums of a block times (scales of the weights times the scale of the activations). */
+static inline __m512 add_scaled16(__m512 y, __m512i sums, __m512 scales, float scale) {
+    __m512 factor = _mm512_mul_ps(scales, _mm512_set1_ps(scale));
+    return _mm512_add_ps(y, _mm512_mul_ps(_mm512_cvtepi32_ps(sums), factor));
+}
+
+void avx512_tile_f32(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
+void avx512_tile_f16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
+void avx512_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
+float avx512_row_f32(const uint8_t *w, int32_t cols, const plm_vectors *x);
+float avx512_row_f16(const uint8_t *w, int32_t cols, const plm_vectors *x);
+float avx512_row_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x);
+void avx512_add_f32(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+void avx512_add_f16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+void avx512_add_bf16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+void avx512_add_q8_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+void avx512_add_q4_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
+void avx512_units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
+void avx512_units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
+void avx512_units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
+void avx512_rows_f32(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+void avx512_rows_f16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+void avx512_rows_bf16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+void avx512_rows_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+void avx512_rows_q4_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
+void avx512_mix(const float *a, const uint8_t *which, int32_t count, const float *w, int32_t n, float *y);
+void avx512_pack(const float *x, int32_t cols, float most, int16_t *q, float *scale, int32_t *sum);
+void avx512_pack_halves(const uint16_t *x, int32_t cols, float most, int16_t *q, float *scale);
+void avx512_exps(float *x, int32_t n);
+float avx512_dot(const float *a, const float *b, int32_t n);
+void avx512_add(float a, const float *x, int32_t n, float *y);
+void avx512_widen(const uint16_t *f16, int32_t n, float *y);
+
+#endif

@@ -1,0 +1,259 @@
+/* AVX-512 VNNI: products of integers in registers of 512 bits, which are 16 lanes of 32 bits: a sum for each row of a
+ * tile, each lane of a panel or each of 16 outputs. avx_vnni.c does the same in 256 bits; avx512_floats.c has what
+ * works on floats. The same bits as the scalar set wherever avx2.c gives them. */
+#include "avx512.h"
+
+/* Left to itself gcc 12 copies a sum to another register before and after every step of a loop. */
+static inline __m512i in_place(__m512i sum) {
+#if defined(__AVX512F__) /* not where the instructions are simulated */
+    __asm__("" : "+v"(sum));
+#endif
+    return sum;
+}
+
+/* sum + the four products of unsigned and signed bytes of each 32 bits. */
+static inline __m512i add_bytes(__m512i sum, __m512i bytes, __m512i signed_bytes) {
+    return in_place(_mm512_dpbusd_epi32(sum, bytes, signed_bytes));
+}
+
+/* sum + the two products of 16-bit integers of each 32 bits. */
+static inline __m512i add_words(__m512i sum, __m512i a, __m512i b) {
+    return in_place(_mm512_dpwssd_epi32(sum, a, b));
+}
+static inline __m256i add_in_one(__m256i sum, __m256i a, __m256i b) { return _mm256_dpwssd_epi32(sum, a, b); }
+
+/* A 16-bit q is two bytes, q = 256 top + bottom, top signed, bottom not; a 4-bit weight is both, so it meets either. */
+static inline __m512i join(__m512i top, __m512i bottom) { return _mm512_add_epi32(_mm512_slli_epi32(top, 8), bottom); }
+
+static inline __m512i low_of(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+static inline __m512i high_of(__m512i v) { return low_of(_mm512_srli_epi16(v, 4)); }
+
+/* 32 bits at p in every lane. */
+static inline __m512i in_every(const void *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+
+/* ---- tiles: 16 rows interleaved, 4 consecutive values each: a register is 4 values of all rows ---- */
+
+static void one_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+    __m512 out = _mm512_setzero_ps();
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 288) {
+        ask_ahead(w, 288);
+        __m512i q = load64(x->q + b * PLM_BLOCK);
+        uint8_t top[PLM_BLOCK], bottom[PLM_BLOCK];
+        _mm256_storeu_si256((void *)bottom, _mm512_cvtepi16_epi8(q));
+        _mm256_storeu_si256((void *)top, _mm512_cvtepi16_epi8(_mm512_srai_epi16(q, 8)));
+        __m512i tops = _mm512_setzero_si512(), bottoms = _mm512_set1_epi32(-8 * x->sum[b]);
+        for (int g = 0; g < 4; g++) {
+            __m512i v = load64(w + 32 + 64 * g), low = low_of(v), high = high_of(v);
+            tops = add_bytes(add_bytes(tops, low, in_every(top + 4 * g)), high, in_every(top + 16 + 4 * g));
+            bottoms = add_bytes(bottoms, in_every(bottom + 4 * g), low);
+            bottoms = add_bytes(bottoms, in_every(bottom + 16 + 4 * g), high);
+        }
+        out = add_scaled16(out, join(tops, bottoms), scales16(w), x->scale[b]);
+    }
+    _mm512_storeu_ps(y, out);
+}
+
+/* Widened to 16 bits, a register is 8 rows by 4 values; two sums a row are left, which the block's end adds. */
+static void one_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    __m512 out = _mm512_setzero_ps();
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 544) {
+        ask_ahead(w, 544);
+        __m512i first = _mm512_setzero_si512(), second = first;
+        for (int g = 0; g < 8; g++) {
+            int64_t four;
+            memcpy(&four, x->q + b * PLM_BLOCK + 4 * g, sizeof four);
+            __m512i q = _mm512_set1_epi64(four);
+            first = add_words(first, _mm512_cvtepi8_epi16(load32(w + 32 + 64 * g)), q);
+            second = add_words(second, _mm512_cvtepi8_epi16(load32(w + 64 + 64 * g)), q);
+        }
+        __m512i sums = _mm512_add_epi32(_mm512_permutex2var_epi32(first, even, second),
+                                        _mm512_permutex2var_epi32(first, odd, second));
+        out = add_scaled16(out, sums, scales16(w), x->scale[b]);
+    }
+    _mm512_storeu_ps(y, out);
+}
+
+/* ---- panels as avx2_weave makes them: a register is a pair of columns of all 16 lanes ---- */
+
+/* R <= 8 rows of x, their results in registers. */
+INLINED void panel_rows_512(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x,
+                            int32_t x_stride, const float *x_scale, int32_t x_blocks, float *y, int32_t stride, int R) {
+    __m512 out[8];
+    for (int r = 0; r < R; r++) out[r] = _mm512_loadu_ps(y + (int64_t)r * stride);
+    for (int32_t b = 0; b < blocks; b++, scales += PLM_TILE, x += PLM_BLOCK) {
+        __m512i sum[8];
+        for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_si512();
+        for (int p = 0; p < PLM_BLOCK / 2; p++, panel += 2 * PLM_TILE) {
+            __m512i v = load64(panel);
+            for (int r = 0; r < R; r++) sum[r] = add_words(sum[r], v, in_every(x + (int64_t)r * x_stride + 2 * p));
+        }
+        __m512 of_block = _mm512_loadu_ps(scales);
+        for (int r = 0; r < R; r++) out[r] = add_scaled16(out[r], sum[r], of_block, x_scale[r * x_blocks + b]);
+    }
+    for (int r = 0; r < R; r++) _mm512_storeu_ps(y + (int64_t)r * stride, out[r]);
+}
+
+static void panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
+                  const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride) {
+#define ROWS(n)                                                                                        \
+    for (; rows >= (n); rows -= (n)) {                                                                 \
+        panel_rows_512(panel, scales, blocks, x, x_stride, x_scale, x_blocks, y, stride, (n));         \
+        x += (n) * (int64_t)x_stride, x_scale += (n) * (int64_t)x_blocks, y += (n) * (int64_t)stride; \
+    }
+    ROWS(8)
+    ROWS(4)
+    ROWS(2)
+    ROWS(1)
+#undef ROWS
+}
+
+static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
+    if (tokens == 1)
+        one_q8_0(w, cols, x, y);
+    else
+        avx2_several_q8_0(w, cols, x, tokens, y, stride, panel);
+}
+
+static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
+    if (tokens == 1)
+        one_q4_0(w, cols, x, y);
+    else
+        avx2_several_q4_0(w, cols, x, tokens, y, stride, panel);
+}
+
+static void weigh(const int16_t *a, const int16_t *b, int32_t n, int16_t *y) {
+    int32_t i = 0;
+    for (; i + 32 <= n; i += 32) _mm512_storeu_si512(y + i, _mm512_mulhrs_epi16(load64(a + i), load64(b + i)));
+    if (i < n) avx2_weigh(a + i, b + i, n - i, y + i);
+}
+
+/* ---- plain ggml rows: a block of 32 values is no more than 256 bits of nibbles ---- */
+
+static float row_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
+    return pairs_row(w, cols, x, PLM_Q8_0, add_in_one);
+}
+static float row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
+    return pairs_row(w, cols, x, PLM_Q4_0, add_in_one);
+}
+
+/* ---- groups of units ---- */
+
+/* y[0..16) += sums of outputs whose scales lie at `scales`. */
+static inline void add_sums16(float *y, __m512i sums, const uint8_t *scales, float scale) {
+    _mm512_storeu_ps(y, add_scaled16(_mm512_loadu_ps(y), sums, scales16(scales), scale));
+}
+
+/* 32 outputs times `n`, two units a step: a pair is what they have for one output. */
+INLINED void add_outputs_q8_0(const fired *f, const uint8_t *scales, int32_t o, int n, float *y) {
+    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    __m512i sum[4]; /* 0: outputs 0..3, 8..11, 16..19, 24..27, 1: the others of 32; 2 and 3: 32 more */
+    for (int i = 0; i < 2 * n; i++) sum[i] = _mm512_setzero_si512();
+    for (int32_t k = 0; k < f->count; k += 2) {
+        __m512i q = in_every(f->q + k);
+        for (int i = 0; i < n; i++) {
+            __m512i w0 = _mm512_cvtepi8_epi16(load32(f->row[k] + o + 32 * i));
+            __m512i w1 = _mm512_cvtepi8_epi16(load32(f->row[k + 1] + o + 32 * i));
+            sum[2 * i] = add_words(sum[2 * i], _mm512_unpacklo_epi16(w0, w1), q);
+            sum[2 * i + 1] = add_words(sum[2 * i + 1], _mm512_unpackhi_epi16(w0, w1), q);
+        }
+    }
+    for (int i = 0; i < n; i++) {
+        const int32_t at = o + 32 * i;
+        __m512i sums = _mm512_permutex2var_epi64(sum[2 * i], first, sum[2 * i + 1]);
+        add_sums16(y + at, sums, scales + 2 * (int64_t)at, f->scale);
+        sums = _mm512_permutex2var_epi64(sum[2 * i], second, sum[2 * i + 1]);
+        add_sums16(y + at + 16, sums, scales + 2 * (int64_t)(at + 16), f->scale);
+    }
+}
+
+static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+    fired f;
+    int32_t o = 0;
+    (void)units; /* integer groups are whole */
+    if (!find_fired_int(w + 2 * (int64_t)width, width, a, 2, &f)) return;
+    for (; o + 64 <= width; o += 64) add_outputs_q8_0(&f, w, o, 2, y);
+    if (o < width) add_outputs_q8_0(&f, w, o, 1, y);
+}
+
+/* The sums of 128 outputs, or of as many as there are 16 bytes in `bytes`. Four rows a step, byte by byte beside each
+ * other: register i has bytes 4 i .. 4 i + 3 of each 16, their low nibbles in low[i], the high ones in high[i]. */
+INLINED void sum_q4_0(const fired *f, int64_t at, __mmask16 bytes, __m512i *low, __m512i *high) {
+    __m512i top[8], bottom[8]; /* of the low nibbles, then of the high ones */
+    for (int i = 0; i < 8; i++) top[i] = _mm512_setzero_si512(), bottom[i] = _mm512_set1_epi32(-8 * f->sum);
+    for (int32_t k = 0; k < f->count; k += 4) {
+        __m512i w[4], v[4];
+        for (int i = 0; i < 4; i++) {
+            const uint8_t *p = f->row[k + i] + at;
+            w[i] = bytes == 0xffff ? load64(p) : _mm512_maskz_loadu_epi32(bytes, p);
+        }
+        __m512i low01 = _mm512_unpacklo_epi8(w[0], w[1]), low23 = _mm512_unpacklo_epi8(w[2], w[3]);
+        __m512i high01 = _mm512_unpackhi_epi8(w[0], w[1]), high23 = _mm512_unpackhi_epi8(w[2], w[3]);
+        v[0] = _mm512_unpacklo_epi16(low01, low23), v[1] = _mm512_unpackhi_epi16(low01, low23);
+        v[2] = _mm512_unpacklo_epi16(high01, high23), v[3] = _mm512_unpackhi_epi16(high01, high23);
+        __m512i q_top = in_every(f->top + k), q_bottom = in_every(f->bottom + k);
+        for (int i = 0; i < 4; i++) {
+            __m512i part = low_of(v[i]);
+            top[i] = add_bytes(top[i], part, q_top);
+            bottom[i] = add_bytes(bottom[i], q_bottom, part);
+            part = high_of(v[i]);
+            top[4 + i] = add_bytes(top[4 + i], part, q_top);
+            bottom[4 + i] = add_bytes(bottom[4 + i], q_bottom, part);
+        }
+    }
+    for (int i = 0; i < 4; i++) low[i] = join(top[i], bottom[i]), high[i] = join(top[4 + i], bottom[4 + i]);
+}
+
+/* Four registers of four times 128 bits, rows and columns exchanged. */
+static inline void transpose(__m512i *v) {
+    __m512i a = _mm512_shuffle_i32x4(v[0], v[1], 0x88), b = _mm512_shuffle_i32x4(v[2], v[3], 0x88);
+    __m512i c = _mm512_shuffle_i32x4(v[0], v[1], 0xdd), d = _mm512_shuffle_i32x4(v[2], v[3], 0xdd);
+    v[0] = _mm512_shuffle_i32x4(a, b, 0x88), v[2] = _mm512_shuffle_i32x4(a, b, 0xdd);
+    v[1] = _mm512_shuffle_i32x4(c, d, 0x88), v[3] = _mm512_shuffle_i32x4(c, d, 0xdd);
+}
+
+INLINED void add_outputs_q4_0(const fired *f, const uint8_t *scales, int32_t o, int blocks, float *y) {
+    __m512i low[4], high[4];
+    sum_q4_0(f, o / 2, first_of(4 * blocks), low, high);
+    transpose(low);
+    transpose(high);
+    for (int i = 0; i < blocks; i++) {
+        const int32_t at = o + PLM_BLOCK * i;
+        add_sums16(y + at, low[i], scales + 2 * (int64_t)at, f->scale);
+        add_sums16(y + at + 16, high[i], scales + 2 * (int64_t)(at + 16), f->scale);
+    }
+}
+
+static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+    fired f;
+    int32_t o = 0;
+    (void)units;
+    if (!find_fired_int(w + 2 * (int64_t)width, width / 2, a, 4, &f)) return;
+    for (; o + 128 <= width; o += 128) add_outputs_q4_0(&f, w, o, 4, y);
+    if (o < width) add_outputs_q4_0(&f, w, o, (width - o) / PLM_BLOCK, y);
+}
+
+const plm_isa plm_avx512_vnni = {
+    .name = "avx512-vnni",
+    .tile = {avx512_tile_f32, avx512_tile_f16, avx512_tile_bf16, tile_q8_0, tile_q4_0},
+    .row = {avx512_row_f32, avx512_row_f16, avx512_row_bf16, row_q8_0, row_q4_0},
+    .add_rows = {avx512_add_f32, avx512_add_f16, avx512_add_bf16, avx512_add_q8_0, avx512_add_q4_0},
+    .units = {avx512_units_f32, avx512_units_f16, avx512_units_bf16, units_q8_0, units_q4_0},
+    .unit_rows = {avx512_rows_f32, avx512_rows_f16, avx512_rows_bf16, avx512_rows_q8_0, avx512_rows_q4_0},
+    .mix = avx512_mix,
+    .pack = avx512_pack,
+    .pack_halves = avx512_pack_halves,
+    .weave = avx2_weave,
+    .panel = panel,
+    .weigh = weigh,
+    .exps = avx512_exps,
+    .dot = avx512_dot,
+    .add = avx512_add,
+    .widen = avx512_widen,
+};
