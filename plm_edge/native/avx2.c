@@ -66,7 +66,8 @@ static void one_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float
     _mm256_storeu_ps(y + 8, sums[1]);
 }
 
-/* Activations of 8 bits: one product of bytes for a weight. Eight pairs of them fit 16 bits: 8 * 2 * 15 * 127 = 30,480. */
+/* Activations of 8 bits: one product of bytes for a weight. Eight pairs of them fit 16 bits: 8 * 2 * 15 * 127 =
+ * 30,480. */
 static void one_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
     __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 288) {
@@ -83,7 +84,8 @@ static void one_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors 
         }
         for (int i = 0; i < 2; i++) {
             __m256i whole = _mm256_madd_epi16(sum[i], _mm256_set1_epi16(1));
-            sums[i] = add_scaled(sums[i], _mm256_add_epi32(whole, _mm256_set1_epi32(-8 * x->sum[b])), w + 16 * i, x->scale[b]);
+            sums[i] = add_scaled(sums[i], _mm256_add_epi32(whole, _mm256_set1_epi32(-8 * x->sum[b])), w + 16 * i,
+                                 x->scale[b]);
         }
     }
     _mm256_storeu_ps(y, sums[0]);

@@ -35,8 +35,8 @@ void avx2_units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t un
 }
 
 /* Sums of the 64 outputs whose bytes lie at `at` in every row, or of 32 where that is all there is. Register i has
- * outputs 4 i .. 4 i + 3 of the first 32 below, of the second 32 above. Units first .. first + count - 1: at most 16, as
- * many as 16-bit sums can hold (see one_q4_0). */
+ * outputs 4 i .. 4 i + 3 of the first 32 below, of the second 32 above. Units first .. first + count - 1: at most 16,
+ * as many as 16-bit sums can hold (see one_q4_0). */
 static inline __attribute__((always_inline)) void sum_q4_0(const fired *f, int first, int count, int64_t at, int both,
                                                            __m256i *sum) {
     __m256i top[4], bottom[4];
@@ -64,8 +64,8 @@ static inline __attribute__((always_inline)) void sum_q4_0(const fired *f, int f
 
 /* All outputs. `few` > 0: so many units fired, known to the compiler, since a short loop of unknown length costs more
  * than what it does. */
-static inline __attribute__((always_inline)) void outputs_q4_0(const fired *f, const uint8_t *w, int32_t width, float *y,
-                                                               int few) {
+static inline __attribute__((always_inline)) void outputs_q4_0(const fired *f, const uint8_t *w, int32_t width,
+                                                               float *y, int few) {
     const int32_t count = f->count;
     const __m256i start = _mm256_set1_epi32(-8 * f->sum - (count + 15) / 16 * BOTTOM);
     for (int32_t o = 0; o < width; o += 64) {
@@ -78,10 +78,12 @@ static inline __attribute__((always_inline)) void outputs_q4_0(const fired *f, c
             for (int32_t k = 0; k < count; k += 16) sum_q4_0(f, k, count - k < 16 ? count - k : 16, o / 2, both, sum);
         for (int i = 0; i < 4; i++) {
             int32_t at = o + 8 * i;
-            add_sums(y + at, _mm256_permute2x128_si256(sum[2 * i], sum[2 * i + 1], 0x20), w + 2 * (int64_t)at, f->scale);
+            add_sums(y + at, _mm256_permute2x128_si256(sum[2 * i], sum[2 * i + 1], 0x20), w + 2 * (int64_t)at,
+                     f->scale);
             if (!both) continue;
             at += 32;
-            add_sums(y + at, _mm256_permute2x128_si256(sum[2 * i], sum[2 * i + 1], 0x31), w + 2 * (int64_t)at, f->scale);
+            add_sums(y + at, _mm256_permute2x128_si256(sum[2 * i], sum[2 * i + 1], 0x31), w + 2 * (int64_t)at,
+                     f->scale);
         }
     }
 }

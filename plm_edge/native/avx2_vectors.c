@@ -37,8 +37,8 @@ static inline void add_block(__m256 *sum, const uint8_t *w, float a, int format)
 }
 
 /* Four rows at a time, so that sums are loaded and stored once for them. */
-static inline __attribute__((always_inline)) void add_some_rows(const uint8_t *w, int64_t bytes, int32_t n, const float *a,
-                                                                int rows, float *y, int format) {
+static inline __attribute__((always_inline)) void add_some_rows(const uint8_t *w, int64_t bytes, int32_t n,
+                                                                const float *a, int rows, float *y, int format) {
     for (int32_t b = 0; b < n / PLM_BLOCK; b++, w += format == PLM_Q8_0 ? 34 : 18, y += PLM_BLOCK) {
         __m256 sum[4];
         for (int k = 0; k < 4; k++) sum[k] = _mm256_loadu_ps(y + 8 * k);

@@ -100,7 +100,9 @@ void plm_gather_item(const void *p, size_t item, int thread) {
 
 static size_t groups_of(int32_t units) { return plm_ceil_div((size_t)units, PLM_BLOCK); }
 
-size_t plm_square_items(const void *p) { return plm_ceil_div(groups_of(((const plm_square *)p)->units), SQUARE_GROUPS); }
+size_t plm_square_items(const void *p) {
+    return plm_ceil_div(groups_of(((const plm_square *)p)->units), SQUARE_GROUPS);
+}
 
 /* Group by group, since DOWN takes all tokens of a group together: their rows of h are too far apart for a cache. */
 static void square_group(const plm_square *a, int32_t g) {
@@ -144,7 +146,8 @@ static void down_group(const plm_down *a, int32_t g, int32_t first, int32_t n, f
 
 void plm_down_item(const void *p, size_t item, int thread) {
     const plm_down *a = p;
-    int32_t tokens = a->step->n_tokens, first = (int32_t)item * DOWN_OUTPUTS, n = plm_min(a->down.rows - first, DOWN_OUTPUTS);
+    int32_t tokens = a->step->n_tokens, first = (int32_t)item * DOWN_OUTPUTS,
+            n = plm_min(a->down.rows - first, DOWN_OUTPUTS);
     float *sum = a->sums + (int64_t)tokens * first;
     (void)thread;
     memset(sum, 0, (size_t)(tokens * n) * sizeof *sum);

@@ -11,12 +11,14 @@ static float tile_value(const uint8_t *tile, int format, int r, int32_t c) {
     int32_t i = c % PLM_BLOCK;
     if (format == PLM_Q8_0) {
         const uint8_t *block = tile + (int64_t)(c / PLM_BLOCK) * 544;
-        return plm_f16((uint16_t)(block[2 * r] | block[2 * r + 1] << 8)) * (float)(int8_t)block[32 + i / 4 * 64 + 4 * r + i % 4];
+        return plm_f16((uint16_t)(block[2 * r] | block[2 * r + 1] << 8)) *
+               (float)(int8_t)block[32 + i / 4 * 64 + 4 * r + i % 4];
     }
     if (format == PLM_Q4_0) {
         const uint8_t *block = tile + (int64_t)(c / PLM_BLOCK) * 288;
         uint8_t byte = block[32 + i % 16 / 4 * 64 + 4 * r + i % 4];
-        return plm_f16((uint16_t)(block[2 * r] | block[2 * r + 1] << 8)) * (float)((i < 16 ? byte & 15 : byte >> 4) - 8);
+        return plm_f16((uint16_t)(block[2 * r] | block[2 * r + 1] << 8)) *
+               (float)((i < 16 ? byte & 15 : byte >> 4) - 8);
     }
     int64_t at = (int64_t)(c / 4) * 64 + 4 * r + c % 4;
     if (format == PLM_F32) {
@@ -84,7 +86,9 @@ static void pack_item(const void *p, size_t t, int thread) {
 
 /* ---- products ---- */
 
-static size_t product_items(const void *p) { return plm_ceil_div((size_t)((const plm_product *)p)->w.rows, ROWS_PER_ITEM); }
+static size_t product_items(const void *p) {
+    return plm_ceil_div((size_t)((const plm_product *)p)->w.rows, ROWS_PER_ITEM);
+}
 
 /* y[0..n) of one token, or added to it. */
 static void store(float *y, const float *value, int32_t n, int32_t add) {
@@ -113,7 +117,8 @@ static void product_of_tiles(const plm_product *a, int32_t first, int32_t last) 
             plm_vectors x = plm_vector_at(&a->x, from, w->cols);
             tile(w->data + r / PLM_TILE * bytes, w->cols, &x, tokens, out, PLM_TILE);
             for (int32_t t = 0; t < tokens; t++)
-                store(a->y + (int64_t)(from + t) * w->rows + r, out + t * PLM_TILE, plm_min(PLM_TILE, last - r), a->add);
+                store(a->y + (int64_t)(from + t) * w->rows + r, out + t * PLM_TILE, plm_min(PLM_TILE, last - r),
+                      a->add);
         }
 }
 
@@ -199,13 +204,20 @@ static void remember_item(const void *p, size_t t, int thread) {
 
 plm_kernel plm_kernel_of(int op) {
     static const plm_kernel table[PLM_OPS] = {
-        [PLM_OP_EMBED] = {embed_items, embed_item},       [PLM_OP_NORM] = {norm_items, norm_item},
-        [PLM_OP_PACK] = {pack_items, pack_item},          [PLM_OP_PRODUCT] = {product_items, product_item},
-        [PLM_OP_ROTATE] = {rotate_items, rotate_item},    [PLM_OP_REMEMBER] = {remember_items, remember_item},
-        [PLM_OP_ABSORB] = {plm_absorb_items, plm_absorb_item},    [PLM_OP_ATTEND] = {plm_attend_items, plm_attend_item},
-        [PLM_OP_UNABSORB] = {plm_unabsorb_items, plm_unabsorb_item}, [PLM_OP_EXPAND] = {plm_expand_items, plm_expand_item},
-        [PLM_OP_FIRE] = {plm_fire_items, plm_fire_item},          [PLM_OP_GATHER] = {plm_gather_items, plm_gather_item},
-        [PLM_OP_SQUARE] = {plm_square_items, plm_square_item}, [PLM_OP_DOWN] = {plm_down_items, plm_down_item},
+        [PLM_OP_EMBED] = {embed_items, embed_item},
+        [PLM_OP_NORM] = {norm_items, norm_item},
+        [PLM_OP_PACK] = {pack_items, pack_item},
+        [PLM_OP_PRODUCT] = {product_items, product_item},
+        [PLM_OP_ROTATE] = {rotate_items, rotate_item},
+        [PLM_OP_REMEMBER] = {remember_items, remember_item},
+        [PLM_OP_ABSORB] = {plm_absorb_items, plm_absorb_item},
+        [PLM_OP_ATTEND] = {plm_attend_items, plm_attend_item},
+        [PLM_OP_UNABSORB] = {plm_unabsorb_items, plm_unabsorb_item},
+        [PLM_OP_EXPAND] = {plm_expand_items, plm_expand_item},
+        [PLM_OP_FIRE] = {plm_fire_items, plm_fire_item},
+        [PLM_OP_GATHER] = {plm_gather_items, plm_gather_item},
+        [PLM_OP_SQUARE] = {plm_square_items, plm_square_item},
+        [PLM_OP_DOWN] = {plm_down_items, plm_down_item},
     };
     if (op >= PLM_OP_PEAK && op <= PLM_OP_LEVEL) return plm_screen_kernel_of(op);
     return op >= 0 && op < PLM_OPS ? table[op] : (plm_kernel){NULL, NULL};

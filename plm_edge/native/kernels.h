@@ -19,7 +19,8 @@ static inline int64_t plm_tile_bytes(int format, int32_t cols) {
     return PLM_TILE * plm_row_bytes(format, format >= PLM_Q8_0 ? cols : (cols + 3) / 4 * 4);
 }
 
-typedef void plm_tile(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
+typedef void plm_tile(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                      int32_t stride);
 
 static inline plm_tile *plm_tile_of(const plm_isa *isa, int format, int bytes) {
     return bytes && isa->tile_of_bytes[format] ? isa->tile_of_bytes[format] : isa->tile[format];
@@ -39,7 +40,7 @@ static inline int64_t plm_cache_row_bytes(int stored, int32_t rank, int32_t rope
     return (int64_t)(rank + rope) * (stored == PLM_CACHE_F16 ? 2 : 4);
 }
 
-/* One kernel of the table in kernels.c, defined in attention.c or feed_forward.c. */
+/* One kernel of the table in kernels.c, defined in attend.c, expand.c or feed_forward.c. */
 #define PLM_KERNEL(name)                              \
     size_t plm_##name##_items(const void *args);      \
     void plm_##name##_item(const void *args, size_t item, int thread);

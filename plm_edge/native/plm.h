@@ -62,12 +62,13 @@ typedef struct {
 /* What an instruction set must be able to do. kernels.c says everything else once, for all of them. */
 typedef struct {
     const char *name;
-    /* y[t * stride + r] = row r of the 16 of a tile times token t of x. Every token gets the bits it would get alone. */
+    /* y[t * stride + r] = row r of the 16 of a tile times token t of x. Every token gets the bits it would get alone.
+     */
     void (*tile[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                               int32_t stride);
     /* The same where no integer of x is above PLM_BYTE; NULL where `tile` is all there is. */
-    void (*tile_of_bytes[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
-                                       int32_t stride);
+    void (*tile_of_bytes[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens,
+                                       float *y, int32_t stride);
     /* A plain row times x. */
     float (*row[PLM_FORMATS])(const uint8_t *row, int32_t cols, const plm_vectors *x);
     /* y[0..n) += sum over i < count of a[i] * plain row i of n values. */
@@ -86,8 +87,8 @@ typedef struct {
     void (*pack)(const float *x, int32_t cols, float most, int16_t *q, float *scale, int32_t *sum);
     /* The same of a row of halves. */
     void (*pack_halves)(const uint16_t *x, int32_t cols, float most, int16_t *q, float *scale);
-    /* Panels: 16 lanes of 16-bit integers, in an order of the set's own. Column c of lane r is x[r * lane + c * column];
-     * lanes from `lanes` on are 0. columns is a multiple of 32. */
+    /* Panels: 16 lanes of 16-bit integers, in an order of the set's own. Column c of lane r is x[r * lane + c *
+     * column]; lanes from `lanes` on are 0. columns is a multiple of 32. */
     void (*weave)(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel);
     /* y[t * stride + r] += sum over blocks b of (lane r of the panel times row t of x, in block b) * scales[16 b + r] *
      * x_scale[t * x_blocks + b]; row t of x begins at t * x_stride. The sum of a block is exact where the products fit:
@@ -174,9 +175,9 @@ typedef struct {
     float eps;
 } plm_remember;
 
-/* Geometry and operands that the attention kernels share. Rows of a cache of halves or bytes meet the queries as 16-bit
- * integers of PLM_PANEL with a scale for each block of 32, a cache of floats as floats. kv_b (heads * (nope + v_head), rank) in ROWS: for each
- * head nope rows of W_uk, then v_head rows of W_uv. scale: of the scores. */
+/* Geometry and operands that the attention kernels share. Rows of a cache of halves or bytes meet the queries as
+ * 16-bit integers of PLM_PANEL with a scale for each block of 32, a cache of floats as floats. kv_b (heads * (nope +
+ * v_head), rank) in ROWS: for each head nope rows of W_uk, then v_head rows of W_uv. scale: of the scores. */
 typedef struct {
     const plm_isa *isa;
     const plm_step *step;
@@ -193,8 +194,8 @@ typedef struct {
 } plm_attention;
 
 /* The fused squared-ReLU pair for T <= PLM_FEW tokens: h (T, down.cols) = max(up x, 0)^2 and partial (T, 16,
- * down.rows) = slices of down h. A unit that fired for no token is a row that is not read; unit_rows (16) counts up those that are, slice by slice.
- * up TILE16X4, down GROUP32. */
+ * down.rows) = slices of down h. A unit that fired for no token is a row that is not read; unit_rows (16) counts up
+ * those that are, slice by slice. up TILE16X4, down GROUP32. */
 typedef struct {
     const plm_isa *isa;
     const plm_step *step;
@@ -223,8 +224,8 @@ typedef struct {
     int32_t units;
 } plm_square;
 
-/* y (T, down.rows) += down h, with fired, which and count as SQUARE leaves them. sums: room for (T, down.rows), where the
- * outputs of an item lie together: rows of y are too far apart for a cache. down GROUP32. */
+/* y (T, down.rows) += down h, with fired, which and count as SQUARE leaves them. sums: room for (T, down.rows), where
+ * the outputs of an item lie together: rows of y are too far apart for a cache. down GROUP32. */
 typedef struct {
     const plm_isa *isa;
     const plm_step *step;
@@ -298,7 +299,8 @@ PLM_API int plm_isa_runs(const plm_isa *isa);
 
 /* ---- the bandwidth of memory (bandwidth.c) ---- */
 
-/* Reads `bytes` of data, in whole lines of 64. Returns the sum of their 64-bit words, so that every one must be read. */
+/* Reads `bytes` of data, in whole lines of 64. Returns the sum of their 64-bit words, so that every one must be read.
+ */
 PLM_API uint64_t plm_read(const uint8_t *data, size_t bytes);
 
 /* ---- the pool ---- */

@@ -28,13 +28,16 @@ static inline void tile_float(const uint8_t *w, int32_t cols, const float *x, fl
 }
 
 static void tile_f32(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
-    for (int32_t t = 0; t < tokens; t++) tile_float(w, cols, x->f + (int64_t)t * cols, y + (int64_t)t * stride, PLM_F32);
+    for (int32_t t = 0; t < tokens; t++)
+        tile_float(w, cols, x->f + (int64_t)t * cols, y + (int64_t)t * stride, PLM_F32);
 }
 static void tile_f16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
-    for (int32_t t = 0; t < tokens; t++) tile_float(w, cols, x->f + (int64_t)t * cols, y + (int64_t)t * stride, PLM_F16);
+    for (int32_t t = 0; t < tokens; t++)
+        tile_float(w, cols, x->f + (int64_t)t * cols, y + (int64_t)t * stride, PLM_F16);
 }
 static void tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
-    for (int32_t t = 0; t < tokens; t++) tile_float(w, cols, x->f + (int64_t)t * cols, y + (int64_t)t * stride, PLM_BF16);
+    for (int32_t t = 0; t < tokens; t++)
+        tile_float(w, cols, x->f + (int64_t)t * cols, y + (int64_t)t * stride, PLM_BF16);
 }
 
 /* 16 f16 scales, then 8 groups of 64 bytes: byte 4 r + i is value 4 g + i of row r. */
@@ -68,10 +71,12 @@ static void one_q4_0(const uint8_t *w, int32_t cols, const int16_t *q, const flo
 
 /* Each token of x by itself. */
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
-    for (int64_t t = 0; t < tokens; t++) one_q8_0(w, cols, x->q + t * cols, x->scale + t * (cols / PLM_BLOCK), y + t * stride);
+    for (int64_t t = 0; t < tokens; t++)
+        one_q8_0(w, cols, x->q + t * cols, x->scale + t * (cols / PLM_BLOCK), y + t * stride);
 }
 static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
-    for (int64_t t = 0; t < tokens; t++) one_q4_0(w, cols, x->q + t * cols, x->scale + t * (cols / PLM_BLOCK), y + t * stride);
+    for (int64_t t = 0; t < tokens; t++)
+        one_q4_0(w, cols, x->q + t * cols, x->scale + t * (cols / PLM_BLOCK), y + t * stride);
 }
 
 /* ---- plain ggml rows ---- */
@@ -199,12 +204,14 @@ static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t 
     units_int(w, width, a, y, PLM_Q4_0);
 }
 
-static inline void unit_rows(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y, int format) {
+static inline void unit_rows(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y,
+                             int format) {
     const int size = format == PLM_F32 ? 4 : 2;
     for (int32_t n = 0; n < units; n++)
         for (int32_t o = first; o < last; o++)
             *y++ = format < PLM_Q8_0 ? load_value(w + ((int64_t)n * width + o) * size, format)
-                                     : plm_f16(load16(w + 2 * (int64_t)o)) * (float)unit_weight(w + 2 * (int64_t)width, width, n, o, format);
+                                     : plm_f16(load16(w + 2 * (int64_t)o)) *
+                                           (float)unit_weight(w + 2 * (int64_t)width, width, n, o, format);
 }
 
 static void unit_rows_f32(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y) {
@@ -241,7 +248,8 @@ static void panel(const int16_t *panel, const float *scales, int32_t blocks, con
         for (int32_t b = 0; b < blocks; b++)
             for (int32_t r = 0; r < PLM_TILE; r++) {
                 int32_t sum = 0;
-                for (int32_t c = b * PLM_BLOCK; c < (b + 1) * PLM_BLOCK; c++) sum += panel[c * PLM_TILE + r] * x[t * x_stride + c];
+                for (int32_t c = b * PLM_BLOCK; c < (b + 1) * PLM_BLOCK; c++)
+                    sum += panel[c * PLM_TILE + r] * x[t * x_stride + c];
                 y[t * stride + r] += (float)sum * (scales[b * PLM_TILE + r] * x_scale[t * x_blocks + b]);
             }
 }

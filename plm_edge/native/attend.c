@@ -1,0 +1,231 @@
+/* Latent attention from the cached rows alone: ABSORB, ATTEND, UNABSORB.
+ *
+ * A cache of halves or bytes meets the queries in 16-bit integers with a scale for each block of 32 (plm_isa.panel), a
+ * cache of floats in floats. */
+#include "attention.h"
+
+typedef struct {
+    plm_row_block rows;
+    int16_t *q, *panels;      /* the queries (heads, width), and as panels with the heads in the lanes */
+    float *q_scale, *scales;  /* (heads, width / 32), (panels, width / 32, 16) */
+    float *scores, *by_head;  /* (32, 16 * panels), (heads, 32) */
+    int16_t *weight;          /* by_head as integers, scale by head */
+    float *weight_scale;
+    int16_t *row_weight;      /* scales of the rows' latents as integers (blocks, 32), scale by block */
+    float *by_block, *row_weight_scale;
+    int16_t *coefficient;     /* weight times row_weight for one block of the latent (heads, 32) */
+    float *coefficient_scale;
+    int16_t *values;          /* a panel: 16 values of 32 latents */
+} attend_room;
+
+static size_t take_attend(attend_room *w, uint8_t *base, const plm_attention *a) {
+    plm_room r = {base, 0};
+    size_t heads = (size_t)a->heads, width = (size_t)plm_row_width(a), blocks = width / PLM_BLOCK;
+    size_t panels = plm_panels_of(a->heads), latents = (size_t)plm_latent_width(a) / PLM_BLOCK;
+    w->rows = plm_take_rows(&r, a);
+    w->q = plm_take(&r, heads * width, sizeof *w->q);
+    w->panels = plm_take(&r, panels * width * PLM_TILE, sizeof *w->panels);
+    w->q_scale = plm_take(&r, heads * blocks, sizeof *w->q_scale);
+    w->scales = plm_take(&r, panels * blocks * PLM_TILE, sizeof *w->scales);
+    w->scores = plm_take(&r, PLM_CONTEXT_BLOCK * panels * PLM_TILE, sizeof *w->scores);
+    w->by_head = plm_take(&r, heads * PLM_CONTEXT_BLOCK, sizeof *w->by_head);
+    w->weight = plm_take(&r, heads * PLM_CONTEXT_BLOCK, sizeof *w->weight);
+    w->weight_scale = plm_take(&r, heads, sizeof *w->weight_scale);
+    w->row_weight = plm_take(&r, latents * PLM_CONTEXT_BLOCK, sizeof *w->row_weight);
+    w->by_block = plm_take(&r, latents * PLM_CONTEXT_BLOCK, sizeof *w->by_block);
+    w->row_weight_scale = plm_take(&r, latents, sizeof *w->row_weight_scale);
+    w->coefficient = plm_take(&r, heads * PLM_CONTEXT_BLOCK, sizeof *w->coefficient);
+    w->coefficient_scale = plm_take(&r, heads, sizeof *w->coefficient_scale);
+    w->values = plm_take(&r, PLM_CONTEXT_BLOCK * PLM_TILE, sizeof *w->values);
+    return r.used;
+}
+
+/* In floats ATTEND needs a row and its scores, UNABSORB a latent and its packed form. */
+size_t plm_attend_scratch(const plm_attention *a) {
+    size_t rank = (size_t)a->rank, floats = PLM_CONTEXT_BLOCK * (rank + (size_t)a->rope + (size_t)a->heads);
+    attend_room w;
+    size_t integers = take_attend(&w, NULL, a);
+    floats = (floats > 3 * rank ? floats : 3 * rank) * sizeof(float);
+    return integers > floats ? integers : floats;
+}
+
+size_t plm_absorb_items(const void *p) {
+    const plm_attention *a = p;
+    return (size_t)a->step->n_tokens * (size_t)a->heads;
+}
+
+void plm_absorb_item(const void *p, size_t item, int thread) {
+    const plm_attention *a = p;
+    const float *q = a->q + (int64_t)item * (a->nope + a->rope);
+    float *y = a->q_latent + (int64_t)item * a->rank;
+    (void)thread;
+    memset(y, 0, (size_t)a->rank * sizeof *y);
+    a->isa->add_rows[a->kv_b.format](plm_head_row(a, (int32_t)(item % (size_t)a->heads), 0), a->rank, q, a->nope, y);
+}
+
+/* Slices of one token's context; a function of the call alone, never of the threads. */
+static int32_t slices_of(const plm_attention *a) { return a->step->n_tokens <= PLM_FEW ? PLM_SLICES : 1; }
+
+static float *partial_of(const plm_attention *a, int32_t t, int32_t slice) {
+    return a->partial + (t * slices_of(a) + slice) * (int64_t)plm_partial_floats(a->heads, a->rank);
+}
+
+size_t plm_attend_items(const void *p) {
+    const plm_attention *a = p;
+    return (size_t)(a->step->n_tokens * slices_of(a));
+}
+
+/* The running softmax of one token over a slice of its context. */
+typedef struct {
+    const plm_attention *a;
+    const float *q, *q_latent; /* (heads, nope + rope), (heads, rank) */
+    int32_t first, last;       /* rows */
+    float *most, *sum, *latent; /* (heads), (heads), (heads, latent_width) */
+} slice;
+
+static void attend_in_floats(const slice *s, float *space) {
+    const plm_attention *a = s->a;
+    int32_t width = a->rank + a->rope, padded = plm_latent_width(a);
+    float *scores = space + (int64_t)PLM_CONTEXT_BLOCK * width;
+    for (int32_t at = s->first; at < s->last; at += PLM_CONTEXT_BLOCK) {
+        int32_t rows = plm_min(PLM_CONTEXT_BLOCK, s->last - at);
+        const float *block = plm_float_rows(a, at, rows, space);
+        for (int32_t h = 0; h < a->heads; h++) {
+            const float *q_latent = s->q_latent + (int64_t)h * a->rank;
+            const float *q_rope = s->q + (int64_t)h * (a->nope + a->rope) + a->nope;
+            float *weights = scores + h * PLM_CONTEXT_BLOCK, *y = s->latent + (int64_t)h * padded;
+            for (int32_t r = 0; r < rows; r++) {
+                const float *row = block + (int64_t)r * width;
+                weights[r] =
+                    a->scale * (a->isa->dot(q_latent, row, a->rank) + a->isa->dot(q_rope, row + a->rank, a->rope));
+            }
+            plm_scale_by(y, a->rank, plm_online_softmax(a->isa, weights, rows, &s->most[h], &s->sum[h]));
+            for (int32_t r = 0; r < rows; r++) a->isa->add(weights[r], block + (int64_t)r * width, a->rank, y);
+        }
+    }
+}
+
+/* The queries as panels with the heads in the lanes; the scale of the scores is in their scales. */
+static void weave_queries(const slice *s, const attend_room *w) {
+    const plm_attention *a = s->a;
+    int32_t width = plm_row_width(a), latents = plm_latent_width(a), blocks = width / PLM_BLOCK;
+    for (int32_t h = 0; h < a->heads; h++) {
+        int16_t *q = w->q + (int64_t)h * width;
+        float *scale = w->q_scale + h * blocks;
+        plm_pack_part(a->isa, s->q_latent + (int64_t)h * a->rank, a->rank, w->rows.wide, q, scale);
+        plm_pack_part(a->isa, s->q + (int64_t)h * (a->nope + a->rope) + a->nope, a->rope, w->rows.wide, q + latents,
+                  scale + latents / PLM_BLOCK);
+    }
+    for (int32_t i = 0; i < a->heads * blocks; i++) w->q_scale[i] *= a->scale;
+    plm_weave_rows(a->isa, w->q, w->q_scale, a->heads, width, w->panels, w->scales);
+}
+
+/* The weights of a block as integers by head, and the scales of its latents as integers by block of the latent. */
+static void pack_weights(const slice *s, int32_t n, const attend_room *w) {
+    const plm_attention *a = s->a;
+    int32_t blocks = plm_latent_width(a) / PLM_BLOCK, stride = plm_row_width(a) / PLM_BLOCK;
+    for (int32_t h = 0; h < a->heads; h++)
+        memset(w->by_head + h * PLM_CONTEXT_BLOCK + n, 0, (size_t)(PLM_CONTEXT_BLOCK - n) * sizeof(float));
+    a->isa->pack(w->by_head, a->heads * PLM_CONTEXT_BLOCK, PLM_LARGEST, w->weight, w->weight_scale, NULL);
+    for (int32_t b = 0; b < blocks; b++)
+        for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++)
+            w->by_block[b * PLM_CONTEXT_BLOCK + r] = w->rows.scale[r * stride + b];
+    a->isa->pack(w->by_block, blocks * PLM_CONTEXT_BLOCK, PLM_PANEL, w->row_weight, w->row_weight_scale, NULL);
+}
+
+/* latent (heads, padded) += the latents of the block with their weights. The scale of a latent's block belongs to its
+ * row, so it goes into the weights: one product of integers for each block of the latent. */
+static void add_latents(const slice *s, const attend_room *w) {
+    static const float ones[PLM_TILE] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    const plm_attention *a = s->a;
+    int32_t padded = plm_latent_width(a), width = plm_row_width(a);
+    for (int32_t b = 0; b < padded / PLM_BLOCK; b++) {
+        for (int32_t h = 0; h < a->heads; h++) {
+            a->isa->weigh(w->weight + h * PLM_CONTEXT_BLOCK, w->row_weight + b * PLM_CONTEXT_BLOCK, PLM_CONTEXT_BLOCK,
+                          w->coefficient + h * PLM_CONTEXT_BLOCK);
+            w->coefficient_scale[h] = w->weight_scale[h] * w->row_weight_scale[b] * 0x1p15f;
+        }
+        for (int32_t i = b * PLM_BLOCK; i < (b + 1) * PLM_BLOCK; i += PLM_TILE) {
+            a->isa->weave(w->rows.q + i, 1, width, PLM_TILE, PLM_CONTEXT_BLOCK, w->values);
+            a->isa->panel(w->values, ones, 1, w->coefficient, PLM_CONTEXT_BLOCK, w->coefficient_scale, 1, a->heads,
+                          s->latent + i, padded);
+        }
+    }
+}
+
+static void attend_in_integers(const slice *s, uint8_t *scratch) {
+    const plm_attention *a = s->a;
+    attend_room w;
+    take_attend(&w, scratch, a);
+    int32_t width = plm_row_width(a), blocks = width / PLM_BLOCK, lanes = (int32_t)plm_panels_of(a->heads) * PLM_TILE;
+    weave_queries(s, &w);
+    for (int32_t at = s->first; at < s->last; at += PLM_CONTEXT_BLOCK) {
+        int32_t n = plm_min(PLM_CONTEXT_BLOCK, s->last - at);
+        plm_integer_rows(a, at, n, &w.rows);
+        memset(w.scores, 0, (size_t)(n * lanes) * sizeof *w.scores);
+        for (int32_t g = 0; g < lanes / PLM_TILE; g++)
+            a->isa->panel(w.panels + (int64_t)g * width * PLM_TILE, w.scales + g * blocks * PLM_TILE, blocks, w.rows.q,
+                          width, w.rows.scale, blocks, n, w.scores + g * PLM_TILE, lanes);
+        for (int32_t h = 0; h < a->heads; h++) {
+            float *weights = w.by_head + h * PLM_CONTEXT_BLOCK;
+            for (int32_t r = 0; r < n; r++) weights[r] = w.scores[r * lanes + h];
+            float shrink = plm_online_softmax(a->isa, weights, n, &s->most[h], &s->sum[h]);
+            plm_scale_by(s->latent + (int64_t)h * plm_latent_width(a), plm_latent_width(a), shrink);
+        }
+        pack_weights(s, n, &w);
+        add_latents(s, &w);
+    }
+}
+
+void plm_attend_item(const void *p, size_t item, int thread) {
+    const plm_attention *a = p;
+    int32_t slices = slices_of(a), t = (int32_t)item / slices, part = (int32_t)item % slices;
+    int32_t n = a->step->n_past + t + 1, each = plm_whole_blocks((n + slices - 1) / slices);
+    float *partial = partial_of(a, t, part);
+    slice s = {a,
+               a->q + (int64_t)t * a->heads * (a->nope + a->rope),
+               a->q_latent + (int64_t)t * a->heads * a->rank,
+               plm_min(n, part * each),
+               plm_min(n, (part + 1) * each),
+               partial,
+               partial + a->heads,
+               partial + 2 * a->heads};
+    for (int32_t h = 0; h < a->heads; h++) s.most[h] = -INFINITY, s.sum[h] = 0.0f;
+    if (s.first == s.last) return;
+    memset(s.latent, 0, (size_t)a->heads * (size_t)plm_latent_width(a) * sizeof *s.latent);
+    if (plm_cache_is_float(a))
+        attend_in_floats(&s, (float *)(void *)plm_scratch_of(a, thread));
+    else
+        attend_in_integers(&s, plm_scratch_of(a, thread));
+}
+
+size_t plm_unabsorb_items(const void *p) { return plm_absorb_items(p); }
+
+void plm_unabsorb_item(const void *p, size_t item, int thread) {
+    const plm_attention *a = p;
+    int32_t slices = slices_of(a), t = (int32_t)(item / (size_t)a->heads), h = (int32_t)(item % (size_t)a->heads);
+    float top = -INFINITY, sum = 0.0f, *latent = (float *)(void *)plm_scratch_of(a, thread);
+
+    for (int32_t s = 0; s < slices; s++)
+        if (!(partial_of(a, t, s)[h] <= top)) top = partial_of(a, t, s)[h];
+    memset(latent, 0, (size_t)a->rank * sizeof *latent);
+    for (int32_t s = 0; s < slices; s++) {
+        const float *slice = partial_of(a, t, s);
+        if (slice[a->heads + h] == 0.0f) continue; /* no row fell into it */
+        float weight = plm_exp(slice[h] - top);
+        sum += weight * slice[a->heads + h];
+        a->isa->add(weight, slice + 2 * a->heads + (int64_t)h * plm_latent_width(a), a->rank, latent);
+    }
+    for (int32_t i = 0; i < a->rank; i++) latent[i] /= sum;
+
+    plm_vectors x = {latent, NULL, NULL, NULL};
+    if (a->kv_b.format >= PLM_Q8_0) {
+        x.q = (int16_t *)(void *)(latent + a->rank);
+        x.scale = latent + 2 * (int64_t)a->rank;
+        x.sum = (int32_t *)(void *)(x.scale + a->rank / PLM_BLOCK);
+        a->isa->pack(latent, a->rank, PLM_LARGEST, x.q, x.scale, x.sum);
+    }
+    float *y = a->y + ((int64_t)t * a->heads + h) * a->v_head;
+    for (int32_t i = 0; i < a->v_head; i++)
+        y[i] = a->isa->row[a->kv_b.format](plm_head_row(a, h, a->nope + i), a->rank, &x);
+}

@@ -1,0 +1,66 @@
+/* What the kernels of latent attention share: cached rows as they meet the queries, and room for one thread. */
+#ifndef PLM_ATTENTION_H
+#define PLM_ATTENTION_H
+
+#include "kernels.h"
+
+enum { PLM_CONTEXT_BLOCK = PLM_BLOCK }; /* cached rows taken together: their weights share a scale */
+
+static inline int plm_cache_is_float(const plm_attention *a) { return a->stored == PLM_CACHE_F32; }
+static inline size_t plm_panels_of(int32_t lanes) { return plm_ceil_div((size_t)lanes, PLM_TILE); }
+
+/* A cached row as integers: the latent, then the rope key, each filled up to whole blocks with zeros. */
+static inline int32_t plm_latent_width(const plm_attention *a) { return plm_whole_blocks(a->rank); }
+static inline int32_t plm_row_width(const plm_attention *a) { return plm_latent_width(a) + plm_whole_blocks(a->rope); }
+
+static inline const uint8_t *plm_head_row(const plm_attention *a, int32_t head, int32_t row) {
+    return a->kv_b.data + (int64_t)(head * (a->nope + a->v_head) + row) * plm_row_bytes(a->kv_b.format, a->rank);
+}
+
+static inline uint8_t *plm_scratch_of(const plm_attention *a, int thread) {
+    return a->scratch + a->scratch_bytes * thread;
+}
+
+/* Bytes of that scratch for ABSORB, ATTEND and UNABSORB, and for EXPAND. */
+size_t plm_attend_scratch(const plm_attention *a);
+size_t plm_expand_scratch(const plm_attention *a);
+
+typedef struct {
+    uint8_t *base; /* NULL: only count */
+    size_t used;
+} plm_room;
+
+static inline void *plm_take(plm_room *r, size_t count, size_t size) {
+    void *at = r->base ? r->base + r->used : NULL;
+    r->used += (count * size + 63) / 64 * 64;
+    return at;
+}
+
+/* A block of cached rows as integers (32, row_width) with scales (32, row_width / 32), and room for a row or a
+ * key as floats. */
+typedef struct {
+    int16_t *q;
+    float *scale, *wide;
+} plm_row_block;
+
+plm_row_block plm_take_rows(plm_room *r, const plm_attention *a);
+
+/* Cached rows first .. first + n as floats (n, rank + rope): where they lie, or widened into `space`. */
+const float *plm_float_rows(const plm_attention *a, int32_t first, int32_t n, float *space);
+/* x (n) filled up to whole blocks in `wide`, then as integers of PLM_PANEL. */
+void plm_pack_part(const plm_isa *isa, const float *x, int32_t n, float *wide, int16_t *q, float *scale);
+/* Cached rows first .. first + n <= 32 as integers; the rest of the block is zeros. */
+void plm_integer_rows(const plm_attention *a, int32_t first, int32_t n, const plm_row_block *rows);
+/* Panels of rows x (n, width) with scales (n, width / 32): 16 rows in the lanes of each. */
+void plm_weave_rows(const plm_isa *isa, const int16_t *x, const float *x_scale, int32_t n, int32_t width,
+                    int16_t *panels, float *scales);
+/* Take one query's scores of a block into its running softmax; the scores become weights. Returns by how much the
+ * earlier sums shrink. */
+float plm_online_softmax(const plm_isa *isa, float *scores, int32_t n, float *most, float *sum);
+
+static inline void plm_scale_by(float *y, int32_t n, float factor) {
+    if (factor == 1.0f) return;
+    for (int32_t i = 0; i < n; i++) y[i] *= factor;
+}
+
+#endif

@@ -1,0 +1,215 @@
+/* Latent attention through keys and values built from the cached rows, head by head: less work for many tokens.
+ *
+ * Integer weights and a cache of halves or bytes are multiplied in 16-bit integers with a scale for each block of 32
+ * (plm_isa.panel), all else in floats. */
+#include "attention.h"
+
+static int expands_in_floats(const plm_attention *a) { return plm_cache_is_float(a) || a->kv_b.format < PLM_Q8_0; }
+
+typedef struct {
+    plm_row_block rows;
+    int16_t *w;              /* W_uk and W_uv of the head (nope + v_head, rank), then one row of 16 more as zeros */
+    float *w_scale;          /* (nope + v_head, rank / 32) */
+    int16_t *panels;         /* of w, 16 rows each */
+    float *scales;
+    float *kv;               /* (32, 16 * panels): keys and values of a block of rows */
+    int16_t *q;              /* the queries (T, key width), scales (T, key width / 32) */
+    float *q_scale;
+    int16_t *key, *keys;     /* (32, key width), two panels with the rows in the lanes */
+    float *key_scale, *keys_scale;
+    int16_t *value, *values; /* (v_head, 32), panels with the values in the lanes */
+    float *by_value, *value_scale, *values_scale;
+    float *scores;           /* (T, 32) */
+    int16_t *weight;         /* the same as integers, scale by token */
+    float *weight_scale;
+    float *most, *sum, *out; /* (T), (T), (T, 16 * panels of v_head) */
+} expand_room;
+
+static int32_t key_width(const plm_attention *a) { return plm_whole_blocks(a->nope) + plm_whole_blocks(a->rope); }
+
+static size_t take_expand(expand_room *w, uint8_t *base, const plm_attention *a) {
+    plm_room r = {base, 0};
+    size_t both = (size_t)(a->nope + a->v_head), rank = (size_t)plm_latent_width(a), keys = (size_t)key_width(a);
+    size_t chunk = (size_t)a->chunk, panels = plm_panels_of(a->nope + a->v_head), v_panels = plm_panels_of(a->v_head);
+    w->rows = plm_take_rows(&r, a);
+    w->w = plm_take(&r, both * rank, sizeof *w->w);
+    w->w_scale = plm_take(&r, both * rank / PLM_BLOCK, sizeof *w->w_scale);
+    w->panels = plm_take(&r, panels * PLM_TILE * rank, sizeof *w->panels);
+    w->scales = plm_take(&r, panels * PLM_TILE * rank / PLM_BLOCK, sizeof *w->scales);
+    w->kv = plm_take(&r, PLM_CONTEXT_BLOCK * panels * PLM_TILE, sizeof *w->kv);
+    w->q = plm_take(&r, chunk * keys, sizeof *w->q);
+    w->q_scale = plm_take(&r, chunk * keys / PLM_BLOCK, sizeof *w->q_scale);
+    w->key = plm_take(&r, PLM_CONTEXT_BLOCK * keys, sizeof *w->key);
+    w->keys = plm_take(&r, PLM_CONTEXT_BLOCK * keys, sizeof *w->keys);
+    w->key_scale = plm_take(&r, PLM_CONTEXT_BLOCK * keys / PLM_BLOCK, sizeof *w->key_scale);
+    w->keys_scale = plm_take(&r, PLM_CONTEXT_BLOCK * keys / PLM_BLOCK, sizeof *w->keys_scale);
+    w->value = plm_take(&r, (size_t)a->v_head * PLM_CONTEXT_BLOCK, sizeof *w->value);
+    w->values = plm_take(&r, v_panels * PLM_TILE * PLM_CONTEXT_BLOCK, sizeof *w->values);
+    w->by_value = plm_take(&r, (size_t)a->v_head * PLM_CONTEXT_BLOCK, sizeof *w->by_value);
+    w->value_scale = plm_take(&r, (size_t)a->v_head, sizeof *w->value_scale);
+    w->values_scale = plm_take(&r, v_panels * PLM_TILE, sizeof *w->values_scale);
+    w->scores = plm_take(&r, chunk * PLM_CONTEXT_BLOCK, sizeof *w->scores);
+    w->weight = plm_take(&r, chunk * PLM_CONTEXT_BLOCK, sizeof *w->weight);
+    w->weight_scale = plm_take(&r, chunk, sizeof *w->weight_scale);
+    w->most = plm_take(&r, chunk, sizeof *w->most);
+    w->sum = plm_take(&r, chunk, sizeof *w->sum);
+    w->out = plm_take(&r, chunk * v_panels * PLM_TILE, sizeof *w->out);
+    return r.used;
+}
+
+/* In floats: the head's weights, a block of rows, its keys, values and scores, and the running sums of the chunk. */
+size_t plm_expand_scratch(const plm_attention *a) {
+    size_t rank = (size_t)a->rank, both = (size_t)(a->nope + a->v_head);
+    size_t floats = both * rank + PLM_CONTEXT_BLOCK * (rank + (size_t)a->rope + both + 1);
+    floats = (floats + (size_t)a->chunk * (size_t)(a->v_head + 2)) * sizeof(float);
+    expand_room w;
+    size_t integers = take_expand(&w, NULL, a);
+    return integers > floats ? integers : floats;
+}
+
+size_t plm_expand_items(const void *p) { return (size_t)((const plm_attention *)p)->heads; }
+
+static void expand_in_floats(const plm_attention *a, int32_t h, float *space) {
+    int32_t both = a->nope + a->v_head, width = a->rank + a->rope, T = a->step->n_tokens, n = a->step->n_past + T;
+    float *w = space;                                   /* (nope + v_head, rank): the head's W_uk and W_uv */
+    float *rows_space = w + (int64_t)both * a->rank;    /* (block, rank + rope) */
+    float *kv = rows_space + (int64_t)PLM_CONTEXT_BLOCK * width; /* (block, nope + v_head): keys and values */
+    float *scores = kv + (int64_t)PLM_CONTEXT_BLOCK * both; /* (block) */
+    float *most = scores + PLM_CONTEXT_BLOCK, *sum = most + a->chunk, *out = sum + a->chunk; /* (T) (T) (T, v_head) */
+    const float one = 1.0f;
+
+    memset(w, 0, (size_t)both * (size_t)a->rank * sizeof *w);
+    for (int32_t i = 0; i < both; i++)
+        a->isa->add_rows[a->kv_b.format](plm_head_row(a, h, i), a->rank, &one, 1, w + (int64_t)i * a->rank);
+    for (int32_t t = 0; t < T; t++) most[t] = -INFINITY, sum[t] = 0.0f;
+    memset(out, 0, (size_t)T * (size_t)a->v_head * sizeof *out);
+
+    for (int32_t at = 0; at < n; at += PLM_CONTEXT_BLOCK) {
+        int32_t rows = plm_min(PLM_CONTEXT_BLOCK, n - at);
+        const float *block = plm_float_rows(a, at, rows, rows_space);
+        for (int32_t r = 0; r < rows; r++)
+            for (int32_t i = 0; i < both; i++)
+                kv[r * both + i] = a->isa->dot(block + (int64_t)r * width, w + (int64_t)i * a->rank, a->rank);
+        int32_t t0 = at > a->step->n_past ? at - a->step->n_past : 0; /* the first token that sees the block */
+        for (int32_t t = t0; t < T; t++) {
+            const float *q = a->q + ((int64_t)t * a->heads + h) * (a->nope + a->rope);
+            int32_t seen = plm_min(rows, a->step->n_past + t + 1 - at);
+            float *y = out + (int64_t)t * a->v_head;
+            for (int32_t r = 0; r < seen; r++)
+                scores[r] = a->scale * (a->isa->dot(q, kv + r * both, a->nope) +
+                                        a->isa->dot(q + a->nope, block + (int64_t)r * width + a->rank, a->rope));
+            plm_scale_by(y, a->v_head, plm_online_softmax(a->isa, scores, seen, &most[t], &sum[t]));
+            for (int32_t r = 0; r < seen; r++) a->isa->add(scores[r], kv + r * both + a->nope, a->v_head, y);
+        }
+    }
+    for (int32_t t = 0; t < T; t++)
+        for (int32_t i = 0; i < a->v_head; i++)
+            a->y[((int64_t)t * a->heads + h) * a->v_head + i] = out[(int64_t)t * a->v_head + i] / sum[t];
+}
+
+/* A plain row of an integer format as integers and scales. */
+static void row_to_integers(const plm_isa *isa, const uint8_t *w, int format, int32_t cols, int16_t *q, float *scale) {
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, q += PLM_BLOCK) {
+        isa->widen((const uint16_t *)(const void *)w, 1, scale + b);
+        w += 2;
+        if (format == PLM_Q8_0) {
+            for (int i = 0; i < PLM_BLOCK; i++) q[i] = (int8_t)w[i];
+            w += PLM_BLOCK;
+        } else {
+            for (int i = 0; i < PLM_BLOCK / 2; i++)
+                q[i] = (int16_t)((w[i] & 15) - 8), q[i + PLM_BLOCK / 2] = (int16_t)((w[i] >> 4) - 8);
+            w += PLM_BLOCK / 2;
+        }
+    }
+}
+
+/* The head's weights as panels, and the queries of all tokens as integers. */
+static void begin_expand(const plm_attention *a, int32_t h, const expand_room *w) {
+    int32_t both = a->nope + a->v_head, rank = a->rank, T = a->step->n_tokens, keys = key_width(a);
+    int32_t nope = plm_whole_blocks(a->nope);
+    for (int32_t i = 0; i < both; i++)
+        row_to_integers(a->isa, plm_head_row(a, h, i), a->kv_b.format, rank, w->w + (int64_t)i * rank,
+                        w->w_scale + i * (rank / PLM_BLOCK));
+    plm_weave_rows(a->isa, w->w, w->w_scale, both, rank, w->panels, w->scales);
+    for (int32_t t = 0; t < T; t++) {
+        const float *q = a->q + ((int64_t)t * a->heads + h) * (a->nope + a->rope);
+        int16_t *to = w->q + (int64_t)t * keys;
+        float *scale = w->q_scale + (int64_t)t * (keys / PLM_BLOCK);
+        plm_pack_part(a->isa, q, a->nope, w->kv, to, scale);
+        plm_pack_part(a->isa, q + a->nope, a->rope, w->kv, to + nope, scale + nope / PLM_BLOCK);
+        for (int32_t b = 0; b < keys / PLM_BLOCK; b++) scale[b] *= a->scale;
+        w->most[t] = -INFINITY, w->sum[t] = 0.0f;
+    }
+}
+
+/* Keys and values of a block of n rows, the keys as panels with the rows in the lanes, the values as panels with the
+ * values in the lanes and the rows as columns. */
+static void expand_rows(const plm_attention *a, int32_t n, const expand_room *w) {
+    int32_t panels = (int32_t)plm_panels_of(a->nope + a->v_head), stride = panels * PLM_TILE,
+            rank = plm_latent_width(a);
+    int32_t nope = plm_whole_blocks(a->nope), rope = plm_whole_blocks(a->rope), keys = key_width(a),
+            width = plm_row_width(a);
+    memset(w->kv, 0, (size_t)(PLM_CONTEXT_BLOCK * stride) * sizeof *w->kv);
+    for (int32_t g = 0; g < panels; g++)
+        a->isa->panel(w->panels + (int64_t)g * PLM_TILE * rank, w->scales + g * PLM_TILE * (rank / PLM_BLOCK),
+                      rank / PLM_BLOCK, w->rows.q, width, w->rows.scale, width / PLM_BLOCK, n, w->kv + g * PLM_TILE,
+                      stride);
+    for (int32_t i = 0; i < a->v_head; i++)
+        for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++)
+            w->by_value[i * PLM_CONTEXT_BLOCK + r] = w->kv[r * stride + a->nope + i];
+    a->isa->pack(w->by_value, a->v_head * PLM_CONTEXT_BLOCK, PLM_PANEL, w->value, w->value_scale, NULL);
+    plm_weave_rows(a->isa, w->value, w->value_scale, a->v_head, PLM_CONTEXT_BLOCK, w->values, w->values_scale);
+    for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++) {
+        int16_t *key = w->key + r * keys;
+        float *scale = w->key_scale + r * (keys / PLM_BLOCK);
+        plm_pack_part(a->isa, w->kv + r * stride, a->nope, w->rows.wide, key, scale);
+        memcpy(key + nope, w->rows.q + r * width + rank, (size_t)rope * sizeof *key);
+        memcpy(scale + nope / PLM_BLOCK, w->rows.scale + (r * width + rank) / PLM_BLOCK,
+               (size_t)(rope / PLM_BLOCK) * sizeof *scale);
+    }
+    plm_weave_rows(a->isa, w->key, w->key_scale, PLM_CONTEXT_BLOCK, keys, w->keys, w->keys_scale);
+}
+
+static void expand_in_integers(const plm_attention *a, int32_t h, uint8_t *scratch) {
+    expand_room w;
+    take_expand(&w, scratch, a);
+    int32_t T = a->step->n_tokens, n = a->step->n_past + T, keys = key_width(a), blocks = keys / PLM_BLOCK;
+    int32_t wide = (int32_t)plm_panels_of(a->v_head) * PLM_TILE;
+    begin_expand(a, h, &w);
+    memset(w.out, 0, (size_t)(T * wide) * sizeof *w.out);
+    for (int32_t at = 0; at < n; at += PLM_CONTEXT_BLOCK) {
+        int32_t rows = plm_min(PLM_CONTEXT_BLOCK, n - at);
+        int32_t t0 = at > a->step->n_past ? at - a->step->n_past : 0; /* the first token that sees the block */
+        plm_integer_rows(a, at, rows, &w.rows);
+        expand_rows(a, rows, &w);
+        memset(w.scores, 0, (size_t)(T * PLM_CONTEXT_BLOCK) * sizeof *w.scores);
+        for (int32_t g = 0; g < PLM_CONTEXT_BLOCK / PLM_TILE; g++)
+            a->isa->panel(w.keys + g * PLM_TILE * keys, w.keys_scale + g * PLM_TILE * blocks, blocks,
+                          w.q + (int64_t)t0 * keys, keys, w.q_scale + t0 * blocks, blocks, T - t0,
+                          w.scores + t0 * PLM_CONTEXT_BLOCK + g * PLM_TILE, PLM_CONTEXT_BLOCK);
+        for (int32_t t = t0; t < T; t++) {
+            float *scores = w.scores + t * PLM_CONTEXT_BLOCK;
+            int32_t seen = plm_min(rows, a->step->n_past + t + 1 - at);
+            plm_scale_by(w.out + (int64_t)t * wide, a->v_head,
+                         plm_online_softmax(a->isa, scores, seen, &w.most[t], &w.sum[t]));
+            memset(scores + seen, 0, (size_t)(PLM_CONTEXT_BLOCK - seen) * sizeof *scores);
+        }
+        a->isa->pack(w.scores + t0 * PLM_CONTEXT_BLOCK, (T - t0) * PLM_CONTEXT_BLOCK, PLM_PANEL, w.weight,
+                     w.weight_scale, NULL);
+        for (int32_t g = 0; g < wide / PLM_TILE; g++)
+            a->isa->panel(w.values + g * PLM_TILE * PLM_CONTEXT_BLOCK, w.values_scale + g * PLM_TILE, 1, w.weight,
+                          PLM_CONTEXT_BLOCK, w.weight_scale, 1, T - t0, w.out + (int64_t)t0 * wide + g * PLM_TILE,
+                          wide);
+    }
+    for (int32_t t = 0; t < T; t++)
+        for (int32_t i = 0; i < a->v_head; i++)
+            a->y[((int64_t)t * a->heads + h) * a->v_head + i] = w.out[(int64_t)t * wide + i] / w.sum[t];
+}
+
+void plm_expand_item(const void *p, size_t head, int thread) {
+    const plm_attention *a = p;
+    if (expands_in_floats(a))
+        expand_in_floats(a, (int32_t)head, (float *)(void *)plm_scratch_of(a, thread));
+    else
+        expand_in_integers(a, (int32_t)head, plm_scratch_of(a, thread));
+}
