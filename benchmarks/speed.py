@@ -19,8 +19,9 @@ from plm_edge.bundle import MANIFEST
 from plm_edge.cli.prepare import cache_folder, in_layout
 from plm_edge.exporters.synth import synth
 
-PREFILL = "-p 512 -n 0 -d 0"
-DECODE = "-p 0 -n 32 -d 64,1024,4096"
+PREFILL = "-p 512 -n 0 -d 0 -t 2"
+DECODE = "-p 0 -n 32 -d 64,1024 -t 2"
+DEEP = "-p 0 -n 32 -d 4096 -t 2"  # half an hour beside llama.cpp
 # Name -> zeros, layout that our session reads, options of `plm-edge bench`.
 RUNS = {
     "alone": [(0.8, "latent", PREFILL), (0.8, "latent", DECODE)],
@@ -28,6 +29,7 @@ RUNS = {
         (0.8, "latent", f"{PREFILL} --vs llama.cpp"),
         (0.8, "latent", f"{DECODE} --vs llama.cpp"),
     ],
+    "beside-deep": [(0.8, "latent", f"{DEEP} --vs llama.cpp")],
     "beside-zeros": [
         (0.7, "latent", f"{DECODE} --vs llama.cpp"),
         (0.9, "latent", f"{DECODE} --vs llama.cpp"),
@@ -38,8 +40,10 @@ RUNS = {
         (0.8, "latent", DECODE),
         (0.8, "latent", f"{DECODE} -ctk q8_0"),
         (0.8, "latent", f"{DECODE} --head screened"),
+        (0.8, "latent", f"{DECODE} --activations int8"),
+        (0.8, "latent", f"{PREFILL} --activations int8"),
     ],
-    "long": [(0.8, "latent", "-p 0 -n 32 -d 64,16384 -ctk q8_0")],
+    "long": [(0.8, "latent", "-p 0 -n 32 -d 64,16384 -t 2 -ctk q8_0")],
     "threads": [(0.8, "latent", "-p 512 -n 32 -d 64 -t 1,2")],
 }
 
