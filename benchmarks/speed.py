@@ -21,7 +21,7 @@ from plm_edge.exporters.synth import synth
 
 PREFILL = "-p 512 -n 0 -d 0 -t 2"
 DECODE = "-p 0 -n 32 -d 64,1024 -t 2"
-DEEP = "-p 0 -n 32 -d 4096 -t 2"  # half an hour beside llama.cpp
+DEEP = "-p 0 -n 32 -d 4096 -t 2"  # each setting of llama.cpp fills its cache first
 # Name -> zeros, layout that our session reads, options of `plm-edge bench`.
 RUNS = {
     "alone": [(0.8, "latent", PREFILL), (0.8, "latent", DECODE)],
