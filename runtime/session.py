@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from plm_edge.cache_layout import CacheLayout, CacheType
 from plm_edge.errors import ContextOverflow, DoesNotFit, Interrupted, SessionBusy, UsageError
-from plm_edge.kinds import ATTENTION, FFN
+from plm_edge.kinds import ATTENTION
 from plm_edge.native import kernels as native
 from plm_edge.runtime import session_file
+from plm_edge.runtime.lists import Lists, Ops, Recording
 from plm_edge.runtime.model import Model
-from plm_edge.runtime.recorder import Activations, KernelRecorder, MappedWeight
+from plm_edge.runtime.recorder import Activations
 from plm_edge.runtime.traffic import step_bytes
 from plm_edge.workspace import HEAD_ROWS, MAX_THREADS, PREFILL_CHUNK, Buffer, workspace
 
@@ -49,7 +50,7 @@ class Session:
         _check_counts(n_ctx, threads)
         self.model, self.spec, self.tokenizer = model, model.spec, model.tokenizer
         self.head, self.activations = head, activations
-        self._attention, self._ffn = ATTENTION[self.spec.attention], FFN[self.spec.ffn]
+        self._attention = ATTENTION[self.spec.attention]
         self.n_ctx, self.threads, self._chunk = n_ctx, threads, min(PREFILL_CHUNK, n_ctx)
         self.isa, self._isa_at = native.find_isa(isa)
         self.cache_type = cache_type
@@ -68,7 +69,7 @@ class Session:
         self._cancel = ctypes.c_int(0)
         self.kernel_s = 0.0  # seconds spent in kernels, all calls so far
         self._busy = threading.Lock()
-        self._record()
+        self._lists = self._record()
         self._pool: native.Pool | None = native.Pool(threads)
 
     # ---- the calls
@@ -87,9 +88,9 @@ class Session:
                 chunk = checked[start : start + self._chunk]
                 self._run_chunk(chunk)
                 if all_logits:
-                    self._run_head(rows[start : start + len(chunk)], 0, self._head)
+                    self._run_head(rows[start : start + len(chunk)], 0, self._lists.head)
             if not all_logits:
-                self._run_head(rows, len(chunk) - 1, self._last_head)
+                self._run_head(rows, len(chunk) - 1, self._lists.last_head)
         return rows if all_logits else rows[0]
 
     def hidden_states(self, ids: Sequence[int]) -> NDArray[np.float32]:
@@ -103,7 +104,7 @@ class Session:
             for start in range(0, len(checked), self._chunk):
                 chunk = checked[start : start + self._chunk]
                 self._run_chunk(chunk)
-                self._run_head(states[start : start + len(chunk)], 0, self._norm, "last")
+                self._run_head(states[start : start + len(chunk)], 0, self._lists.norm, "last")
         return states
 
     def step(self, token: int) -> Logits:
@@ -112,7 +113,7 @@ class Session:
             checked = self._check_ids([token], all_logits=False)
             self._begin(checked)
             self._head_step.n_tokens, self._head_step.first = 1, 0
-            self._run(self._decode, 0, len(self._decode))
+            self._run(self._lists.step, 0, len(self._lists.step))
             self._ids += checked
             logits: Logits = self._buffers["logits"][0].copy()
             return logits
@@ -201,54 +202,19 @@ class Session:
         """The rows of the first n positions, in use or not."""
         return self._cache[:, :n]
 
-    # ---- recording and running
+    # ---- running
 
-    def _record(self) -> None:
-        """The lists of kernels: a decode step; a chunk absorbed and expanded; the head."""
-        few, head = self._layers(few=True), self._logits(screened=False)
-        last = self._logits(screened=True) if self.head == "screened" else head
-        self._chunks = {
-            expanded: self._layers(few=False, expanded=expanded) for expanded in (False, True)
-        }
-        self._decode, self._few = native.op_array(few.ops + last.ops), native.op_array(few.ops)
-        self._norm, self._head = native.op_array(head.ops[:1]), native.op_array(head.ops)
-        self._last_head = native.op_array(last.ops)
-        self._absorbed = native.op_array(self._chunks[False].ops)
-        self._expanded = native.op_array(self._chunks[True].ops)
-        self._kept = (few.kept, head.kept, last.kept, *(c.kept for c in self._chunks.values()))
-
-    def _recorder(
-        self, step: native.Step, few: bool = False, expanded: bool = False
-    ) -> KernelRecorder:
-        return KernelRecorder(
-            self.spec,
+    def _record(self) -> Lists:
+        return Recording(
+            self.model,
             self._isa_at,
-            step,
+            self._step,
+            self._head_step,
             self._buffers,
+            self._cache,
             self.cache_type,
-            few,
-            expanded,
             self.activations,
-        )
-
-    def _layers(self, few: bool, expanded: bool = False) -> KernelRecorder:
-        k = self._recorder(self._step, few, expanded)
-        k.embed(self.model.weights["token_embd.weight"], "ids", "x")
-        for i in range(self.spec.layers):
-            w: dict[str, MappedWeight] = dict(self.model.layer(i))
-            self._attention.record(k, w, self._cache[i], self.spec)
-            self._ffn.record(k, w)
-        return k
-
-    def _logits(self, screened: bool) -> KernelRecorder:
-        k, model = self._recorder(self._head_step), self.model
-        k.norm("x", model.weights["output_norm.weight"], "last")
-        if screened:
-            assert model.screen_tiles is not None
-            k.screened_head(model.head, model.weights, model.screen_tiles, "last", "logits")
-        else:
-            k.product(model.head, "last", "logits")
-        return k
+        ).lists(screened=self.head == "screened")
 
     def _workspace(self) -> list[Buffer]:
         screened = self.model.screen_tiles is not None
@@ -263,20 +229,18 @@ class Session:
         """The layers over a chunk of ids; x holds their last hidden states."""
         self._begin(ids)
         if len(ids) <= native.FEW:
-            ops = self._few
+            ops = self._lists.few
         elif self._attention.expanding_pays(self.spec, self.n_past, len(ids)):
-            ops = self._expanded
+            ops = self._lists.expanded
         else:
-            ops = self._absorbed
+            ops = self._lists.absorbed
         # Layer by layer, so that Python sees a Ctrl-C between two of them.
         each = (len(ops) - 1) // self.spec.layers
         for first in (0, *range(1, len(ops), each)):
             self._run(ops, first, 1 if first == 0 else first + each)
         self._ids += ids
 
-    def _run_head(
-        self, rows: Logits, first: int, head: ctypes.Array[native.Op], out: str = "logits"
-    ) -> None:
+    def _run_head(self, rows: Logits, first: int, head: Ops, out: str = "logits") -> None:
         """What `head` makes of the hidden states x[first : first + len(rows)] into rows."""
         for start in range(0, len(rows), HEAD_ROWS):
             n = min(HEAD_ROWS, len(rows) - start)
@@ -284,7 +248,7 @@ class Session:
             self._run(head, 0, len(head))
             rows[start : start + n] = self._buffers[out][:n]
 
-    def _run(self, ops: ctypes.Array[native.Op], first: int, last: int) -> None:
+    def _run(self, ops: Ops, first: int, last: int) -> None:
         assert self._pool is not None
         started = time.perf_counter()
         complete = self._pool.run(ops, first, last, self._cancel)

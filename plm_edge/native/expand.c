@@ -135,8 +135,8 @@ static void begin_expand(const plm_attention *a, int32_t h, const expand_room *w
         const float *q = a->q + ((int64_t)t * a->heads + h) * (a->nope + a->rope);
         int16_t *to = w->q + (int64_t)t * keys;
         float *scale = w->q_scale + (int64_t)t * (keys / PLM_BLOCK);
-        plm_pack_part(a->isa, q, a->nope, w->kv, to, scale);
-        plm_pack_part(a->isa, q + a->nope, a->rope, w->kv, to + nope, scale + nope / PLM_BLOCK);
+        plm_pack_part(a->isa, q, a->nope, w->rows.wide, to, scale);
+        plm_pack_part(a->isa, q + a->nope, a->rope, w->rows.wide, to + nope, scale + nope / PLM_BLOCK);
         for (int32_t b = 0; b < keys / PLM_BLOCK; b++) scale[b] *= a->scale;
         w->most[t] = -INFINITY, w->sum[t] = 0.0f;
     }
