@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
 
@@ -36,3 +36,19 @@ def kl(reference: Array, tested: Array) -> float:
     assert reference.shape == tested.shape, f"shape {tested.shape}, expected {reference.shape}"
     log_p, log_q = log_softmax(reference), log_softmax(tested)
     return float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean())
+
+
+def equal_greedy(reference: Array, tokens: ArrayLike) -> tuple[int, int]:
+    """How many tokens from the first on are the reference's likeliest, and where it is undecided.
+
+    Reference (T, vocab) logits of the positions that the tokens (T) were chosen at. Undecided: the
+    gap between its first two logits is below 1e-3 of their range; T where it never is.
+    """
+    best = np.partition(reference, -2, axis=-1)[:, -2:]  # second, first
+    gap = (best[:, 1] - best[:, 0]) / (best[:, 1] - reference.min(axis=-1))
+    differs = reference.argmax(axis=-1) != np.asarray(tokens)
+    return _first(differs), _first(~(gap >= 1e-3))  # a NaN is undecided
+
+
+def _first(which: NDArray[np.bool_]) -> int:
+    return int(which.argmax()) if which.any() else len(which)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from metrics import close, kl, log_softmax, relative_error
+from metrics import close, equal_greedy, kl, log_softmax, relative_error
 
 
 def test_relative_error_is_the_largest_difference_over_the_largest_wanted_value() -> None:
@@ -41,3 +41,15 @@ def test_kl_is_a_mean_over_positions_and_ignores_a_shift() -> None:
 def test_log_softmax_survives_large_logits_and_shows_nan() -> None:
     assert np.exp(log_softmax(np.array([[1e4, 1e4]]))) == pytest.approx(0.5)
     assert np.isnan(kl(np.array([[0.0, np.nan]]), np.zeros((1, 2))))
+
+
+def test_greedy_tokens_are_counted_up_to_the_first_that_differs() -> None:
+    reference = np.array([[9.0, 1.0, 0.0], [0.0, 5.0, 1.0], [2.0, 1.0, 7.0], [0.0, 1.0, 8.0]])
+    assert equal_greedy(reference, np.array([0, 1, 2, 2])) == (4, 4)
+    assert equal_greedy(reference, np.array([0, 1, 0, 2])) == (2, 4)
+    reference[1] = [0.0, 5.0, 4.9951]  # a gap of 0.98e-3 of the range
+    assert equal_greedy(reference, np.array([0, 1, 2, 2])) == (4, 1)
+    reference[1, 2] = 4.9949
+    assert equal_greedy(reference, np.array([0, 2, 2, 2])) == (1, 4)
+    reference[2, 0] = np.nan
+    assert equal_greedy(reference, np.array([0, 1, 2, 2]))[1] == 2
