@@ -15,37 +15,48 @@ from numpy.typing import NDArray
 MISSING = "llama-cpp-python is not installed; `make test-peers` brings it"
 
 
-def llama_logits(path: Path, ids: Sequence[int]) -> NDArray[np.float32]:
-    """The file's logits (len(ids), vocab): flash attention off, cache in F32, on the CPU.
+def llama_logits(
+    path: Path, ids: Sequence[int], cache: str = "F32", window: int = 0, steps: bool = False
+) -> NDArray[np.float32]:
+    """The file's logits (len(ids), vocab): flash attention off, on the CPU.
 
     Flash attention, llama.cpp's default, aborts on architecture `plm` (assert in ggml_set_rows).
-    The cache would be F16 unless told otherwise: 4e-4 to 8e-4 by itself.
+    The cache would be F16 unless told otherwise: 4e-4 to 8e-4 by itself. `window`: begin anew after
+    so many ids; `steps`: one id at a time.
     """
-    command = [sys.executable, __file__, str(path), json.dumps(list(ids))]
+    how = {"ids": list(ids), "cache": cache, "window": window or len(ids), "steps": steps}
+    command = [sys.executable, __file__, str(path), json.dumps(how)]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 0, f"llama.cpp failed on {path.name}:\n{done.stderr.decode()[-2000:]}"
     logits: NDArray[np.float32] = np.load(io.BytesIO(done.stdout))
     return logits
 
 
-def main(path: str, ids: list[int]) -> None:
+def main(path: str, ids: list[int], cache: str, window: int, steps: bool) -> None:
     import llama_cpp
 
+    cached = {"F16": llama_cpp.GGML_TYPE_F16, "F32": llama_cpp.GGML_TYPE_F32}[cache]
     model = llama_cpp.Llama(
         path,
-        n_ctx=len(ids),
+        n_ctx=window,
         n_gpu_layers=0,
         n_threads=1,
         n_threads_batch=1,
         logits_all=True,
         flash_attn=False,
-        type_k=llama_cpp.GGML_TYPE_F32,
-        type_v=llama_cpp.GGML_TYPE_F32,
+        type_k=cached,
+        type_v=cached,
         verbose=False,
     )
-    model.eval(ids)
-    np.save(sys.stdout.buffer, model.scores[: len(ids)].astype(np.float32))
+    rows = []
+    for start in range(0, len(ids), window):
+        part = ids[start : start + window]
+        model.reset()
+        for at in range(0, len(part), 1 if steps else len(part)):
+            model.eval(part[at : at + 1] if steps else part)
+        rows.append(model.scores[: len(part)].astype(np.float32))
+    np.save(sys.stdout.buffer, np.concatenate(rows))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    main(sys.argv[1], **json.loads(sys.argv[2]))
