@@ -4,7 +4,7 @@
 
 Models: the demo model on held-out text, and one with random weights whose activations have heavy
 tails (tests/heavy_tails.py) on random ids, in windows of their context. KL is the mean over
-positions of KL(float64 || engine) in nats, teacher-forced, and of KL(our f16 cache || this one);
+positions of KL(float64 || engine) in nats, teacher-forced, and of KL(our default || this one);
 `top-1` the share of positions with the same likeliest token. Then 256 greedy tokens after each of
 four prompts: how many are the reference's from the first on, and where the gap between its first
 two logits is below 1e-3 of their range. Then what skipping idle units changes, with weights and
@@ -46,9 +46,15 @@ HELD_OUT = ROOT / "plm_edge" / "texts" / "held_out.txt"
 WINDOW = 512  # ids that are read from an empty cache on: the context of both models
 PROMPT, GREEDY, PROMPTS = 64, 256, 4  # ids of a prompt, tokens after it, how many prompts
 EXACT = 256  # positions for the runs in F32
+# Cache and activations of our runs; the first is the default, against which the others are held.
+OURS = (("f16", "int16"), ("f32", "int16"), ("q8_0", "int16"), ("f16", "int8"))
 # How a session takes its ids: so many in a call. Prefill cuts them into chunks of 256, and builds
 # keys and values for those; chunks of 16 absorb (`expanding_pays` in plm_edge/kinds/mla.py).
 CALLS = {"step": 1, "prefill": WINDOW, "prefill by 16": 16}
+KL_COLUMNS = (
+    "model", "engine", "cache", "activations", "path", "KL", "KL to default", "relative error",
+    "top-1",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,10 +105,15 @@ def true_logits(reference: Reference, ids: Sequence[int]) -> Logits:
 
 
 def our_logits(
-    model: Path, ids: Sequence[int], call: str, cache: str = "f16", isa: str | None = None
+    model: Path,
+    ids: Sequence[int],
+    call: str,
+    cache: str = "f16",
+    activations: str = "int16",
+    isa: str | None = None,
 ) -> Logits:
     """Of our session; `call` is one of CALLS."""
-    with load(model, n_ctx=WINDOW, cache_type=cache, isa=isa) as session:
+    with load(model, n_ctx=WINDOW, cache_type=cache, activations=activations, isa=isa) as session:
         return np.concatenate([_fed(session, window, CALLS[call]) for window in windows(ids)])
 
 
@@ -140,28 +151,29 @@ def fidelity(case: Case, isa: str | None, alone: bool) -> list[dict[str, Any]]:
     """A row for each engine, cache and path."""
     want = true_logits(case.reference(), case.ids)
     rows: list[dict[str, Any]] = []
-    in_f16: dict[str, Logits] = {}  # by call
+    default: dict[str, Logits] = {}  # by call
 
-    def add(engine: str, cache: str, call: str, got: Logits) -> None:
-        row = {"model": case.name, "engine": engine, "cache": cache, "path": call}
+    def add(engine: str, cache: str, activations: str, call: str, got: Logits) -> None:
+        row = {"model": case.name, "engine": engine, "cache": cache, "activations": activations}
         measured = {
+            "path": call,
             "kl": kl(want, got),
-            "kl_to_f16": kl(in_f16[call], got) if engine == "plm-edge" else None,
+            "kl_to_default": kl(default[call], got) if engine == "plm-edge" else None,
             "relative_error": relative_error(got, want),
             "top_1": float((got.argmax(axis=1) == want.argmax(axis=1)).mean()),
         }
         rows.append(row | measured)
         _line(rows[-1])
 
-    for cache in ("f16", "f32", "q8_0"):
+    for cache, activations in OURS:
         for call in CALLS:
-            got = our_logits(case.latent, case.ids, call, cache, isa)
-            in_f16.setdefault(call, got)
-            add("plm-edge", cache, call, got)
+            got = our_logits(case.latent, case.ids, call, cache, activations, isa)
+            default.setdefault(call, got)
+            add("plm-edge", cache, activations, call, got)
     for cache, steps in (("f16", True), ("f16", False), ("f32", False)):
         if not alone:
             got = llama_logits(case.plm / MODEL_FILE, case.ids, cache.upper(), WINDOW, steps)
-            add("llama.cpp", cache, "step" if steps else "prefill", got)
+            add("llama.cpp", cache, "int8", "step" if steps else "prefill", got)
     return rows
 
 
@@ -188,7 +200,7 @@ def exact_rows(case: Case, isa: str | None) -> list[dict[str, Any]]:
     want = true_logits(case.reference(), ids)
     for call in ("step", "prefill"):
         skipping, dense = (
-            our_logits(model, ids, call, "f32", isa) for model in (case.latent, case.plm)
+            our_logits(model, ids, call, "f32", isa=isa) for model in (case.latent, case.plm)
         )
         rows.append(
             {
@@ -242,9 +254,7 @@ def main() -> None:
         for model in args.models.split(","):
             for quant in args.quants.split(","):
                 case = make_case(model, quant, Path(folder), args.positions)
-                _head(
-                    "model", "engine", "cache", "path", "KL", "KL to f16", "relative error", "top-1"
-                )
+                _head(*KL_COLUMNS)
                 results["kl"] += fidelity(case, args.isa, args.alone)
                 _head("model", "prompt", "plm-edge", "undecided at", "llama.cpp")
                 results["greedy"] += greedy_rows(case, args.alone)
