@@ -150,7 +150,8 @@ class Primitives:
 
     def pack_halves(self, halves, most=PANEL):
         """Returns q (cols), scale (cols / 32)."""
-        room = unaligned(np.array(halves, np.uint16))
+        room = np.empty(len(halves) + 1, np.uint16)[1:]  # at an odd multiple of 2
+        room[:] = halves
         q = np.full(len(halves), 99, np.int16)
         scale = np.full(len(halves) // BLOCK, 99, np.float32)
         self._table.pack_halves(
