@@ -215,18 +215,23 @@ def test_attention(name, case, ops):
 
 
 @pytest.mark.parametrize("ops", [LATENT, EXPANDED], ids=["latent", "expanded"])
+@pytest.mark.parametrize("fmt", ["F16", "Q8_0", "Q4_0"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_a_number_in_the_cache_shows(name, ops, bad):
-    case = Case("F16", 40, 2)
+def test_what_is_not_a_number_in_the_cache_shows(name, ops, fmt, bad):
+    case = Case(fmt, 40, 2)
     case.cache[35, 3] = bad
     assert np.isnan(case.run(name, ops)).all()
 
 
 @pytest.mark.parametrize("ops", [LATENT, EXPANDED], ids=["latent", "expanded"])
-def test_a_token_does_not_see_the_next_one(name, ops):
-    case = Case("F16", 3, 4)
+@pytest.mark.parametrize("fmt", ["F16", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("later", [60000, np.nan])
+@pytest.mark.parametrize("tokens", [4, 40])
+def test_a_token_does_not_see_the_next_one(name, ops, fmt, later, tokens):
+    case = Case(fmt, 3, tokens)
     want = case.run(name, ops)
-    case.cache[-1] = 60000
+    assert np.isfinite(want).all()
+    case.cache[-1] = later
     np.testing.assert_array_equal(case.run(name, ops)[:-1], want[:-1])
 
 

@@ -8,7 +8,7 @@ static int expands_in_floats(const plm_attention *a) { return plm_cache_is_float
 
 typedef struct {
     plm_row_block rows;
-    int16_t *w;              /* W_uk and W_uv of the head (nope + v_head, rank), then one row of 16 more as zeros */
+    int16_t *w;              /* W_uk and W_uv of the head (nope + v_head, rank) */
     float *w_scale;          /* (nope + v_head, rank / 32) */
     int16_t *panels;         /* of w, 16 rows each */
     float *scales;
@@ -17,20 +17,21 @@ typedef struct {
     float *q_scale;
     int16_t *key, *keys;     /* (32, key width), two panels with the rows in the lanes */
     float *key_scale, *keys_scale;
-    int16_t *value, *values; /* (v_head, 32), panels with the values in the lanes */
-    float *by_value, *value_scale, *values_scale;
-    float *scores;           /* (T, 32) */
-    int16_t *weight;         /* the same as integers, scale by token */
+    int16_t *value, *values; /* (32, value width), panels with the values in the lanes and the rows as columns */
+    float *value_scale;      /* (32, value width / 32) */
+    float *scores, *scaled;  /* (T, 32), and the same times the scales of one block of the values */
+    int16_t *weight;         /* that as integers, scale by token */
     float *weight_scale;
-    float *most, *sum, *out; /* (T), (T), (T, 16 * panels of v_head) */
+    float *most, *sum, *out; /* (T), (T), (T, value width) */
 } expand_room;
 
+static int32_t value_width(const plm_attention *a) { return plm_whole_blocks(a->v_head); }
 static int32_t key_width(const plm_attention *a) { return plm_whole_blocks(a->nope) + plm_whole_blocks(a->rope); }
 
 static size_t take_expand(expand_room *w, uint8_t *base, const plm_attention *a) {
     plm_room r = {base, 0};
     size_t both = (size_t)(a->nope + a->v_head), rank = (size_t)plm_latent_width(a), keys = (size_t)key_width(a);
-    size_t chunk = (size_t)a->chunk, panels = plm_panels_of(a->nope + a->v_head), v_panels = plm_panels_of(a->v_head);
+    size_t chunk = (size_t)a->chunk, panels = plm_panels_of(a->nope + a->v_head), values = (size_t)value_width(a);
     w->rows = plm_take_rows(&r, a);
     w->w = plm_take(&r, both * rank, sizeof *w->w);
     w->w_scale = plm_take(&r, both * rank / PLM_BLOCK, sizeof *w->w_scale);
@@ -43,17 +44,16 @@ static size_t take_expand(expand_room *w, uint8_t *base, const plm_attention *a)
     w->keys = plm_take(&r, PLM_CONTEXT_BLOCK * keys, sizeof *w->keys);
     w->key_scale = plm_take(&r, PLM_CONTEXT_BLOCK * keys / PLM_BLOCK, sizeof *w->key_scale);
     w->keys_scale = plm_take(&r, PLM_CONTEXT_BLOCK * keys / PLM_BLOCK, sizeof *w->keys_scale);
-    w->value = plm_take(&r, (size_t)a->v_head * PLM_CONTEXT_BLOCK, sizeof *w->value);
-    w->values = plm_take(&r, v_panels * PLM_TILE * PLM_CONTEXT_BLOCK, sizeof *w->values);
-    w->by_value = plm_take(&r, (size_t)a->v_head * PLM_CONTEXT_BLOCK, sizeof *w->by_value);
-    w->value_scale = plm_take(&r, (size_t)a->v_head, sizeof *w->value_scale);
-    w->values_scale = plm_take(&r, v_panels * PLM_TILE, sizeof *w->values_scale);
+    w->value = plm_take(&r, PLM_CONTEXT_BLOCK * values, sizeof *w->value);
+    w->values = plm_take(&r, PLM_CONTEXT_BLOCK * values, sizeof *w->values);
+    w->value_scale = plm_take(&r, PLM_CONTEXT_BLOCK * values / PLM_BLOCK, sizeof *w->value_scale);
     w->scores = plm_take(&r, chunk * PLM_CONTEXT_BLOCK, sizeof *w->scores);
+    w->scaled = plm_take(&r, chunk * PLM_CONTEXT_BLOCK, sizeof *w->scaled);
     w->weight = plm_take(&r, chunk * PLM_CONTEXT_BLOCK, sizeof *w->weight);
     w->weight_scale = plm_take(&r, chunk, sizeof *w->weight_scale);
     w->most = plm_take(&r, chunk, sizeof *w->most);
     w->sum = plm_take(&r, chunk, sizeof *w->sum);
-    w->out = plm_take(&r, chunk * v_panels * PLM_TILE, sizeof *w->out);
+    w->out = plm_take(&r, chunk * values, sizeof *w->out);
     return r.used;
 }
 
@@ -148,17 +148,17 @@ static void expand_rows(const plm_attention *a, int32_t n, const expand_room *w)
     int32_t panels = (int32_t)plm_panels_of(a->nope + a->v_head), stride = panels * PLM_TILE,
             rank = plm_latent_width(a);
     int32_t nope = plm_whole_blocks(a->nope), rope = plm_whole_blocks(a->rope), keys = key_width(a),
-            width = plm_row_width(a);
+            width = plm_row_width(a), values = value_width(a);
     memset(w->kv, 0, (size_t)(PLM_CONTEXT_BLOCK * stride) * sizeof *w->kv);
     for (int32_t g = 0; g < panels; g++)
         a->isa->panel(w->panels + (int64_t)g * PLM_TILE * rank, w->scales + g * PLM_TILE * (rank / PLM_BLOCK),
                       rank / PLM_BLOCK, w->rows.q, width, w->rows.scale, width / PLM_BLOCK, n, w->kv + g * PLM_TILE,
                       stride);
-    for (int32_t i = 0; i < a->v_head; i++)
-        for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++)
-            w->by_value[i * PLM_CONTEXT_BLOCK + r] = w->kv[r * stride + a->nope + i];
-    a->isa->pack(w->by_value, a->v_head * PLM_CONTEXT_BLOCK, PLM_PANEL, w->value, w->value_scale, NULL);
-    plm_weave_rows(a->isa, w->value, w->value_scale, a->v_head, PLM_CONTEXT_BLOCK, w->values, w->values_scale);
+    for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++)
+        plm_pack_part(a->isa, w->kv + r * stride + a->nope, a->v_head, w->rows.wide, w->value + r * values,
+                      w->value_scale + r * (values / PLM_BLOCK));
+    for (int32_t i = 0; i < values; i += PLM_TILE)
+        a->isa->weave(w->value + i, 1, values, PLM_TILE, PLM_CONTEXT_BLOCK, w->values + i * PLM_CONTEXT_BLOCK);
     for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++) {
         int16_t *key = w->key + r * keys;
         float *scale = w->key_scale + r * (keys / PLM_BLOCK);
@@ -170,13 +170,39 @@ static void expand_rows(const plm_attention *a, int32_t n, const expand_room *w)
     plm_weave_rows(a->isa, w->key, w->key_scale, PLM_CONTEXT_BLOCK, keys, w->keys, w->keys_scale);
 }
 
+/* How many rows of the block at `at` token t sees. */
+static int32_t seen_by(const plm_attention *a, int32_t t, int32_t at) {
+    int32_t seen = a->step->n_past + t + 1 - at;
+    return seen < 0 ? 0 : plm_min(PLM_CONTEXT_BLOCK, seen);
+}
+
+/* out (T, values) += the values of the block with their weights, for tokens from t0 on. The scale of a block of values
+ * belongs to its row, so it goes into the weights: of the rows that a token sees and no other, since what comes later
+ * must not even round it otherwise. */
+static void add_values(const plm_attention *a, int32_t at, int32_t t0, const expand_room *w) {
+    static const float ones[PLM_TILE] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    int32_t T = a->step->n_tokens, values = value_width(a), blocks = values / PLM_BLOCK;
+    for (int32_t b = 0; b < blocks; b++) {
+        for (int32_t t = t0; t < T; t++)
+            for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++)
+                w->scaled[t * PLM_CONTEXT_BLOCK + r] =
+                    r < seen_by(a, t, at) ? w->scores[t * PLM_CONTEXT_BLOCK + r] * w->value_scale[r * blocks + b]
+                                          : 0.0f;
+        a->isa->pack(w->scaled + t0 * PLM_CONTEXT_BLOCK, (T - t0) * PLM_CONTEXT_BLOCK, PLM_PANEL, w->weight,
+                     w->weight_scale, NULL);
+        for (int32_t i = b * PLM_BLOCK; i < (b + 1) * PLM_BLOCK; i += PLM_TILE)
+            a->isa->panel(w->values + i * PLM_CONTEXT_BLOCK, ones, 1, w->weight, PLM_CONTEXT_BLOCK, w->weight_scale, 1,
+                          T - t0, w->out + (int64_t)t0 * values + i, values);
+    }
+}
+
 static void expand_in_integers(const plm_attention *a, int32_t h, uint8_t *scratch) {
     expand_room w;
     take_expand(&w, scratch, a);
     int32_t T = a->step->n_tokens, n = a->step->n_past + T, keys = key_width(a), blocks = keys / PLM_BLOCK;
-    int32_t wide = (int32_t)plm_panels_of(a->v_head) * PLM_TILE;
+    int32_t values = value_width(a);
     begin_expand(a, h, &w);
-    memset(w.out, 0, (size_t)(T * wide) * sizeof *w.out);
+    memset(w.out, 0, (size_t)(T * values) * sizeof *w.out);
     for (int32_t at = 0; at < n; at += PLM_CONTEXT_BLOCK) {
         int32_t rows = plm_min(PLM_CONTEXT_BLOCK, n - at);
         int32_t t0 = at > a->step->n_past ? at - a->step->n_past : 0; /* the first token that sees the block */
@@ -187,23 +213,15 @@ static void expand_in_integers(const plm_attention *a, int32_t h, uint8_t *scrat
             a->isa->panel(w.keys + g * PLM_TILE * keys, w.keys_scale + g * PLM_TILE * blocks, blocks,
                           w.q + (int64_t)t0 * keys, keys, w.q_scale + t0 * blocks, blocks, T - t0,
                           w.scores + t0 * PLM_CONTEXT_BLOCK + g * PLM_TILE, PLM_CONTEXT_BLOCK);
-        for (int32_t t = t0; t < T; t++) {
-            float *scores = w.scores + t * PLM_CONTEXT_BLOCK;
-            int32_t seen = plm_min(rows, a->step->n_past + t + 1 - at);
-            plm_scale_by(w.out + (int64_t)t * wide, a->v_head,
-                         plm_online_softmax(a->isa, scores, seen, &w.most[t], &w.sum[t]));
-            memset(scores + seen, 0, (size_t)(PLM_CONTEXT_BLOCK - seen) * sizeof *scores);
-        }
-        a->isa->pack(w.scores + t0 * PLM_CONTEXT_BLOCK, (T - t0) * PLM_CONTEXT_BLOCK, PLM_PANEL, w.weight,
-                     w.weight_scale, NULL);
-        for (int32_t g = 0; g < wide / PLM_TILE; g++)
-            a->isa->panel(w.values + g * PLM_TILE * PLM_CONTEXT_BLOCK, w.values_scale + g * PLM_TILE, 1, w.weight,
-                          PLM_CONTEXT_BLOCK, w.weight_scale, 1, T - t0, w.out + (int64_t)t0 * wide + g * PLM_TILE,
-                          wide);
+        for (int32_t t = t0; t < T; t++)
+            plm_scale_by(w.out + (int64_t)t * values, a->v_head,
+                         plm_online_softmax(a->isa, w.scores + t * PLM_CONTEXT_BLOCK, seen_by(a, t, at), &w.most[t],
+                                            &w.sum[t]));
+        add_values(a, at, t0, &w);
     }
     for (int32_t t = 0; t < T; t++)
         for (int32_t i = 0; i < a->v_head; i++)
-            a->y[((int64_t)t * a->heads + h) * a->v_head + i] = w.out[(int64_t)t * wide + i] / w.sum[t];
+            a->y[((int64_t)t * a->heads + h) * a->v_head + i] = w.out[(int64_t)t * values + i] / w.sum[t];
 }
 
 void plm_expand_item(const void *p, size_t head, int thread) {
