@@ -17,6 +17,7 @@ from plm_edge.formats import format_of
 from plm_edge.spec import ModelSpec
 from plm_edge.tensors import TensorInfo
 
+HEADS = ("full", "screened")  # what a session may decode with
 ROTATION, COARSE = "head_screen_rotation.weight", "head_screen.weight"
 FORMATS = {ROTATION: "F16", COARSE: "Q4_0"}
 TILES_KEY = "plm_edge.head_screen.tiles"  # how many tiles of 16 rows are read exactly

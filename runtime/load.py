@@ -33,9 +33,9 @@ def load(
     What is not given comes from the bundle's plan (for a bare file: from its own formats), or from
     this machine where they differ: each difference is a line on stderr. force allows an `n_ctx`
     above the trained context, if it fits. head="screened" reads the exact rows of the likeliest
-    tokens only, where the file was exported for it; activations="int8" halves the work of a prompt
-    and rounds coarser. Raises FileFormatError, DoesNotFit, UsageError,
-    UnsupportedError.
+    tokens only, where the file was exported for it; activations="int8" rounds them coarser, for
+    speed where the kernel set has products of bytes. Raises FileFormatError, DoesNotFit,
+    UsageError, UnsupportedError.
     """
     if backend not in BACKENDS:
         raise UnsupportedError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")

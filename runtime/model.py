@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from plm_edge.runtime.session import Session
 
 
-HEADS = ("full", "screened")
-
-
 class Model:
     """The weights of one GGUF file (layout `latent` or `plm`), its spec and its tokenizer.
 
@@ -69,8 +66,8 @@ class Model:
         """
         from plm_edge.runtime.session import Session
 
-        if head not in HEADS:
-            raise UsageError(f"expected a head of {', '.join(HEADS)}, found {head!r}")
+        if head not in head_screen.HEADS:
+            raise UsageError(f"expected a head of {', '.join(head_screen.HEADS)}, found {head!r}")
         if head == "screened" and self.screen_tiles is None:
             raise UnsupportedError(
                 f"{self.path.name}: expected a screened head, found the full one alone; export "

@@ -182,7 +182,8 @@ class Session:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of weights and cached rows that the last step read."""
+        """Bytes of weights and cached rows that the last step read; UsageError once closed."""
+        self._check_open()
         layout = CacheLayout(self.spec.rank, self.spec.rope, self.cache_type)
         rows = layout.bytes(self.n_past, self.spec.layers)
         unit_rows = self._buffers["unit_rows"]
@@ -262,8 +263,7 @@ class Session:
         if not self._busy.acquire(blocking=False):
             raise SessionBusy("expected one thread in a session, found a second; give it its own")
         try:
-            if self._pool is None:
-                raise UsageError("expected an open session, found a closed one; load it again")
+            self._check_open()
             self._cancel.value = 0
             before = len(self._ids)
             try:
@@ -273,6 +273,10 @@ class Session:
                 raise
         finally:
             self._busy.release()
+
+    def _check_open(self) -> None:
+        if self._pool is None:
+            raise UsageError("expected an open session, found a closed one; load it again")
 
     def _check_ids(self, ids: Sequence[int], all_logits: bool) -> list[int]:
         try:

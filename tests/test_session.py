@@ -93,6 +93,27 @@ def test_quantized_logits_equal_the_reference_on_the_same_weights(
     assert relative_error(got, want) < 3e-4
 
 
+@pytest.mark.parametrize("layout", ["latent", "plm"])
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_0"])
+def test_activations_in_bytes_round_coarser_and_no_more(
+    quant: str, layout: str, bundle_of: Bundles, checkpoint_of: Checkpoints
+) -> None:
+    ids, bundle = ids_of("blocks", 33), bundle_of("blocks", quant, layout)
+    with load(bundle, cache_type="f32", activations="int8") as session:
+        got = session.prefill(ids, all_logits=True)
+        session.reset()
+        steps = np.stack([session.step(token) for token in ids])
+        want = reference_of(checkpoint_of("blocks"), formats_of(session)).logits(ids)
+    # 2^-8 of a block's maximum each, where 16 bits are within 3e-4
+    assert 1e-3 < relative_error(got, want) < 5e-2
+    assert 1e-3 < relative_error(steps, want) < 5e-2
+
+
+def test_unknown_activations_are_refused(bundle_of: Bundles) -> None:
+    with pytest.raises(UsageError, match="expected activations of int16, int8, found 'int4'"):
+        load(bundle_of("blocks"), activations="int4")
+
+
 def test_a_bent_weight_would_be_noticed(bundle_of: Bundles, checkpoint_of: Checkpoints) -> None:
     ids = ids_of("odd", 9)
     reference = reference_of(checkpoint_of("odd"))

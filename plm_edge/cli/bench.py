@@ -41,7 +41,7 @@ def command(
         str, typer.Option(help="screened: decode faster, if the export has such a head.")
     ] = "full",
     activations: Annotated[
-        str, typer.Option(help="int16, or int8: read prompts faster, round coarser.")
+        str, typer.Option(help="int16; int8: coarser, faster with AVX2 and Q4_0.")
     ] = "int16",
     versus: Annotated[
         str | None, typer.Option("--vs", help="llama.cpp: at its fastest, run by run in turn.")
@@ -55,12 +55,13 @@ def command(
     from plm_edge.cli.prepare import prepare
     from plm_edge.cli.progress import Progress, Steps
     from plm_edge.runtime.bench import report
+    from plm_edge.runtime.bench.case import Result
     from plm_edge.runtime.bench.measure import Task, measure
     from plm_edge.runtime.bench.plot import write_plot
     from plm_edge.runtime.bench.subject import Subject
 
     _check_counts(prompt, predict, repetitions)
-    _check_names(cache_type, isa, output, versus)
+    _check_names(cache_type, isa, output, versus, head, activations)
     _check_plot(plot, predict)
     wanted_depths = _numbers("-d", depths, 0, MAX_TOKENS)
     wanted_threads = (None,) if threads is None else _numbers("-t", threads, 1, 256)
@@ -84,9 +85,13 @@ def command(
         activations=activations,
         rivals={} if versus is None else _rivals(path),
     )
-    with Steps() as say:
-        results = list(measure(task, say))
-    print(report.report(output, subject.facts(versus is not None), results))
+    results: list[Result] = []
+    try:
+        with Steps() as say:
+            results.extend(measure(task, say))
+    finally:  # what was measured before an error or Ctrl-C is not lost
+        if results:
+            print(report.report(output, subject.facts(versus is not None), results), flush=True)
     if plot is not None:
         write_plot(plot, subject.name, results)
 
@@ -102,15 +107,25 @@ def _check_counts(prompt: int, predict: int, repetitions: int) -> None:
         raise UsageError("-p 0 -n 0: expected something to measure, found nothing")
 
 
-def _check_names(cache_type: str, isa: str | None, output: str, versus: str | None) -> None:
+def _check_names(
+    cache_type: str,
+    isa: str | None,
+    output: str,
+    versus: str | None,
+    head: str,
+    activations: str,
+) -> None:
     from plm_edge.cache_layout import CACHE_TYPES
-    from plm_edge.native.kernels import find_isa
+    from plm_edge.head_screen import HEADS
+    from plm_edge.native.kernels import ACTIVATIONS, find_isa
     from plm_edge.runtime.bench import report, rival
 
     choices = (
         ("-ctk", cache_type, CACHE_TYPES),
         ("-o", output, report.FORMATS),
         ("--vs", versus or RIVAL, (RIVAL,)),
+        ("--head", head, HEADS),
+        ("--activations", activations, tuple(ACTIVATIONS)),
     )
     for name, value, known in choices:
         if value not in known:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import plm_edge
+from plm_edge import head_screen
 from plm_edge.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from plm_edge.exporters.gguf_writer import Progress
 
 TEXT = Path(plm_edge.__file__).parent / "texts" / "calibration.txt"
-HEADS = ("full", "screened")
 
 
 def export(
@@ -67,8 +67,8 @@ def export(
 
 def check_head(head: str) -> None:
     """Raises UsageError for a head that there is not."""
-    if head not in HEADS:
-        raise UsageError(f"expected a head of {', '.join(HEADS)}, found {head!r}")
+    if head not in head_screen.HEADS:
+        raise UsageError(f"expected a head of {', '.join(head_screen.HEADS)}, found {head!r}")
 
 
 def hidden_states(file: Path, text: str) -> NDArray[np.float32]:
@@ -76,12 +76,15 @@ def hidden_states(file: Path, text: str) -> NDArray[np.float32]:
     from plm_edge.exporters.screen import WINDOW, windows_of
     from plm_edge.runtime import load
 
-    with load(file, n_ctx=WINDOW, cache_type="f16") as session:
+    # force: a window may be longer than a small model's trained context
+    with load(file, n_ctx=WINDOW, cache_type="f16", force=True) as session:
         states = []
-        for ids in windows_of(session.tokenizer.encode(text)):
-            session.reset()
-            states.append(session.hidden_states(ids))
-        session.model.close()
+        try:
+            for ids in windows_of(session.tokenizer.encode(text)):
+                session.reset()
+                states.append(session.hidden_states(ids))
+        finally:
+            session.model.close()
     return np.concatenate([*states, np.empty((0, session.spec.d_model), np.float32)])
 
 

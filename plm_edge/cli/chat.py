@@ -45,7 +45,7 @@ def command(
         str, typer.Option(help="screened: decode faster, if the export has such a head.")
     ] = "full",
     activations: Annotated[
-        str, typer.Option(help="int16, or int8: read prompts faster, round coarser.")
+        str, typer.Option(help="int16; int8: coarser, faster with AVX2 and Q4_0.")
     ] = "int16",
     temperature: Annotated[
         float | None, typer.Option("--temp", help="0: the likeliest token.  [default: 0.7]")

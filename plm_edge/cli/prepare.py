@@ -37,7 +37,7 @@ def load(
 
     What is no bundle and no .gguf file is exported for this machine first, into the cache folder.
     force allows an `n_ctx` above the trained context. head="screened" needs an export with one.
-    activations="int8" reads prompts faster and rounds coarser.
+    activations="int8" rounds coarser, for speed where the kernel set has products of bytes.
     """
     from plm_edge import runtime
 

@@ -108,9 +108,9 @@ static void expand_in_floats(const plm_attention *a, int32_t h, float *space) {
 }
 
 /* A plain row of an integer format as integers and scales. */
-static void row_to_integers(const plm_isa *isa, const uint8_t *w, int format, int32_t cols, int16_t *q, float *scale) {
+static void row_to_integers(const uint8_t *w, int format, int32_t cols, int16_t *q, float *scale) {
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, q += PLM_BLOCK) {
-        isa->widen((const uint16_t *)(const void *)w, 1, scale + b);
+        scale[b] = plm_f16((uint16_t)(w[0] | w[1] << 8));
         w += 2;
         if (format == PLM_Q8_0) {
             for (int i = 0; i < PLM_BLOCK; i++) q[i] = (int8_t)w[i];
@@ -128,7 +128,7 @@ static void begin_expand(const plm_attention *a, int32_t h, const expand_room *w
     int32_t both = a->nope + a->v_head, rank = a->rank, T = a->step->n_tokens, keys = key_width(a);
     int32_t nope = plm_whole_blocks(a->nope);
     for (int32_t i = 0; i < both; i++)
-        row_to_integers(a->isa, plm_head_row(a, h, i), a->kv_b.format, rank, w->w + (int64_t)i * rank,
+        row_to_integers(plm_head_row(a, h, i), a->kv_b.format, rank, w->w + (int64_t)i * rank,
                         w->w_scale + i * (rank / PLM_BLOCK));
     plm_weave_rows(a->isa, w->w, w->w_scale, both, rank, w->panels, w->scales);
     for (int32_t t = 0; t < T; t++) {

@@ -19,6 +19,10 @@ class EngineDied(Exception):
     """The process ended instead of answering."""
 
 
+# Python puts the user's folder before its own modules; a json.py there is not ours to run.
+_WORKER = "import sys; sys.path.pop(0); from plm_edge.runtime.bench.worker import main; main()"
+
+
 class Process:
     """Starts plm_edge.runtime.bench.worker; `ask` waits for its answer. `name` is for errors."""
 
@@ -26,7 +30,7 @@ class Process:
         self._name = name
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "plm_edge.runtime.bench.worker"],
+            [sys.executable, "-c", _WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._words,
