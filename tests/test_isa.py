@@ -180,7 +180,7 @@ def test_rows_are_added_with_the_same_bits(name, fmt, cols):
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize(("fmt", "width"), CASES)
-@pytest.mark.parametrize("fire", [0, 1, 2, 15, 16, 17, 31, 32])
+@pytest.mark.parametrize("fire", [0, 1, 2, 3, 5, 7, 9, 11, 13, 15, 16, 17, 31, 32])
 def test_units_give_the_same_bits(name, fmt, width, fire):
     data, _, a = units_of(fmt, width, 32, fire)
     y = random_x(width, seed=3)
