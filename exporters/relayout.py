@@ -10,8 +10,6 @@ from plm_edge.exporters import write_bundle
 from plm_edge.exporters.gguf_writer import Progress
 from plm_edge.exporters.source import Source
 from plm_edge.gguf_file import GgufFile
-from plm_edge.gguf_spec import spec_from_gguf
-from plm_edge.gguf_tensors import tensors_of
 from plm_edge.gguf_weights import GgufWeights
 from plm_edge.plan import plan_of_file
 from plm_edge.tokenizer import Tokenizer
@@ -22,10 +20,9 @@ def relayout(
 ) -> Manifest:
     """Write a bundle of the GGUF file `file` in `layout`, for this machine; no screened head."""
     weights = GgufWeights(file)
+    spec = weights.spec
     opened = GgufFile.open(file)
     try:
-        spec = spec_from_gguf(opened)
-        _, tensors = tensors_of(opened, spec)
         vocabulary = Tokenizer.from_gguf(opened.metadata).to_gguf(spec.vocab)
         name = opened.metadata.get("general.name", file.stem)
         licence = opened.metadata.get("general.license")
@@ -38,7 +35,7 @@ def relayout(
         packed_rows=lambda tensor, _format, start, stop: weights.packed_rows(tensor, start, stop),
         assert_unchanged=lambda: None,
     )
-    kept = [tensor for tensor in tensors.values() if tensor.name not in head_screen.FORMATS]
+    kept = [tensor for tensor in weights.tensors.values() if tensor.name not in head_screen.FORMATS]
     formats = {tensor.name: tensor.format for tensor in kept}
     nbytes = sum(tensor.nbytes for tensor in kept)
     plan = plan_of_file(spec, devices.detect(), layout, formats, nbytes)

@@ -26,8 +26,8 @@ class GgufWeights:
         file = GgufFile.open(path)
         try:
             self.spec = spec_from_gguf(file)
-            _, self._tensors = tensors_of(file, self.spec)
-            stored = {name: file.tensors[t.file_name] for name, t in self._tensors.items()}
+            _, self.tensors = tensors_of(file, self.spec)
+            stored = {name: file.tensors[t.file_name] for name, t in self.tensors.items()}
         finally:
             file.close()
         self._path = path
@@ -35,17 +35,17 @@ class GgufWeights:
 
     def read(self, name: str) -> Float32:
         """A whole tensor in its shape: (n,) or (rows, cols)."""
-        values = self.read_rows(name, 0, self._tensors[name].rows)
+        values = self.read_rows(name, 0, self.tensors[name].rows)
         return values.reshape(tensor_table(self.spec)[name].shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> Float32:
         """Rows start..stop-1 of a matrix: (stop - start, cols)."""
-        tensor = self._tensors[name]
+        tensor = self.tensors[name]
         return dequantize(tensor.format, self.packed_rows(name, start, stop), tensor.cols)
 
     def packed_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         """The same as its format packs them: (stop - start, row bytes)."""
-        tensor = self._tensors[name]
+        tensor = self.tensors[name]
         if not 0 <= start <= stop <= tensor.rows:
             raise UsageError(f"{name} has rows 0..{tensor.rows - 1}, asked for {start}..{stop - 1}")
         first, last = _whole_pieces(tensor, start, stop)
