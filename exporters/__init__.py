@@ -18,6 +18,7 @@ from plm_edge.exporters.source import Source, from_checkpoint
 from plm_edge.gguf_spec import spec_to_gguf
 from plm_edge.layouts import file_tensors, layout_of
 from plm_edge.plan import Plan, make_plan
+from plm_edge.tensors import head_name
 
 __all__ = ["default_folder", "export", "write_bundle"]
 
@@ -109,7 +110,7 @@ def _calibrated(source: Source, plan: Plan, calibration: Calibration, draft: Pat
     write_gguf(draft, header, plan.layout, tensors, source.packed_rows)
     states = calibration.states(draft, calibration.text)
     draft.unlink()
-    fmt = formats["token_embd.weight" if source.spec.tied else "output.weight"]
+    fmt = formats[head_name(source.spec)]
     screen = from_states(head_rows(source, fmt), head_screen.width(source.spec), states)
     return screened(source, fmt, screen)
 

@@ -20,6 +20,7 @@ from plm_edge.errors import NumericalError, UsageError
 from plm_edge.exporters.source import Source
 from plm_edge.formats import dequantize, quantize
 from plm_edge.spec import ModelSpec
+from plm_edge.tensors import head_name
 
 Float32 = NDArray[np.float32]
 
@@ -114,8 +115,7 @@ def screened(source: Source, fmt: str, screen: Screen) -> Source:
 
 def head_rows(source: Source, fmt: str) -> HeadRows:
     """Those of a source whose head is stored in `fmt`."""
-    spec = source.spec
-    name = "token_embd.weight" if spec.tied else "output.weight"
+    spec, name = source.spec, head_name(source.spec)
 
     def read(start: int, stop: int) -> Float32:
         return dequantize(fmt, source.packed_rows(name, fmt, start, stop), spec.d_model)

@@ -20,6 +20,7 @@ from plm_edge.exporters.synth_weights import SynthWeights
 from plm_edge.gguf_weights import GgufWeights
 from plm_edge.plan import make_plan
 from plm_edge.spec import ModelSpec
+from plm_edge.tensors import head_name
 from plm_edge.tokenizer import Tokenizer
 
 SAMPLE_TOKENS = 32  # of the text that the written file is measured with
@@ -147,7 +148,7 @@ def synth(
         assert_unchanged=lambda: None,
     )
     if screen:
-        source = screened(source, plan.formats["token_embd.weight"], random_screen(spec, seed))
+        source = screened(source, plan.formats[head_name(spec)], random_screen(spec, seed))
     manifest = write_bundle(source, plan, out, force=force, progress=progress)
     ids = np.random.Generator(np.random.SFC64(seed)).integers(0, tokenizer.n_tokens, SAMPLE_TOKENS)
     layers = measure_activity(GgufWeights(out / MODEL_FILE), ids)

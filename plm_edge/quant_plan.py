@@ -6,7 +6,7 @@ from plm_edge import head_screen
 from plm_edge.arrangements import GROUP
 from plm_edge.formats import format_of
 from plm_edge.spec import ModelSpec
-from plm_edge.tensors import TensorInfo, tensor_table
+from plm_edge.tensors import TensorInfo, head_name, tensor_table
 
 FALLBACK = "F16"  # for a matrix that is not whole blocks
 
@@ -20,9 +20,8 @@ def choose_formats(
     for one format everywhere. Norms stay F32. `screened`: with a screened head too.
     """
     head = "Q8_0" if quant == "Q4_0" and not pure else quant
-    head_name = "token_embd.weight" if spec.tied else "output.weight"
     formats = {
-        name: _format(info, head if name == head_name else quant)
+        name: _format(info, head if name == head_name(spec) else quant)
         for name, info in tensor_table(spec).items()
     }
     return formats | (head_screen.FORMATS if screened else {})

@@ -20,7 +20,7 @@ from plm_edge.errors import FileFormatError, UsageError
 from plm_edge.kinds import ATTENTION, FFN
 from plm_edge.kinds.norm import rms_norm
 from plm_edge.spec import ModelSpec
-from plm_edge.tensors import tensor_table
+from plm_edge.tensors import head_name, tensor_table
 
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]
@@ -72,7 +72,7 @@ class Reference:
         for x, _ in self._layers(ids, absorbed):
             last = x
         x = rms_norm(last, self._weight("output_norm.weight"), self.spec.eps)
-        head = self._weight("token_embd.weight" if self.spec.tied else "output.weight")
+        head = self._weight(head_name(self.spec))
         blocks = [x @ head[row : row + _HEAD_ROWS].T for row in range(0, len(head), _HEAD_ROWS)]
         return np.concatenate(blocks, axis=-1)
 

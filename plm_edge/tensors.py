@@ -11,7 +11,7 @@ from plm_edge.kinds import ATTENTION, FFN
 from plm_edge.spec import ModelSpec
 from plm_edge.tensor_row import TensorRow
 
-__all__ = ["TENSORS_GLOBAL", "TensorInfo", "TensorRow", "tensor_table"]
+__all__ = ["TENSORS_GLOBAL", "TensorInfo", "TensorRow", "head_name", "tensor_table"]
 
 TENSORS_GLOBAL = (
     TensorRow("model.embed_tokens.weight", "token_embd.weight", "vocab, d_model", True),
@@ -28,6 +28,11 @@ class TensorInfo:
     hf_name: str
     shape: tuple[int, ...]  # (rows, cols) or (n,)
     quantize: bool
+
+
+def head_name(spec: ModelSpec) -> str:
+    """The canonical name of the tensor that makes the logits."""
+    return TENSORS_GLOBAL[0].name if spec.tied else _HEAD.name
 
 
 def tensor_table(spec: ModelSpec) -> dict[str, TensorInfo]:

@@ -16,6 +16,7 @@ from plm_edge.gguf_tensors import tensors_of
 from plm_edge.layouts import FileTensor
 from plm_edge.native import kernels as native
 from plm_edge.runtime.recorder import Activations, MappedWeight
+from plm_edge.tensors import head_name
 from plm_edge.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Model:
     @property
     def head(self) -> MappedWeight:
         """What makes the logits."""
-        return self.weights["token_embd.weight" if self.spec.tied else "output.weight"]
+        return self.weights[head_name(self.spec)]
 
     def layer(self, i: int) -> Mapping[str, MappedWeight]:
         """The weights of layer i: "attn_q", "ffn_up" and so on."""

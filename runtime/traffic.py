@@ -12,6 +12,7 @@ from plm_edge.arrangements import TILE, arranged_bytes
 from plm_edge.formats import format_of
 from plm_edge.runtime.recorder import MappedWeight
 from plm_edge.spec import ModelSpec
+from plm_edge.tensors import head_name
 
 _SCALE_BYTES = 2  # of a block, in Q8_0 and Q4_0
 
@@ -39,7 +40,7 @@ def step_bytes(
             idle = 1 - float(unit_rows.sum()) / (spec.layers * spec.d_ffn)
             total -= round(idle * (weight.data.nbytes - _scales(weight)))
     if screen_tiles is not None:
-        head = weights["token_embd.weight" if spec.tied else "output.weight"]
+        head = weights[head_name(spec)]
         tile = arranged_bytes(head.arrangement, head.format, TILE, head.cols)
         total -= head.data.nbytes - screen_tiles * tile
     return total

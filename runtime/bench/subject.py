@@ -70,11 +70,12 @@ class Subject:
 
 def _formats(model: Model) -> str:
     """Such as "Q4_0, head Q8_0"."""
-    head = "token_embd.weight" if model.spec.tied else "output.weight"
     matrices = Counter(
-        weight.format for name, weight in model.weights.items() if weight.rows > 1 and name != head
+        weight.format
+        for weight in model.weights.values()
+        if weight.rows > 1 and weight is not model.head
     )
-    return f"{matrices.most_common(1)[0][0]}, head {model.weights[head].format}"
+    return f"{matrices.most_common(1)[0][0]}, head {model.head.format}"
 
 
 def _cpu() -> str:
