@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plm_edge.cli.names import cache_name
+from plm_edge.cli.options import Activations, CacheType, Head
 from plm_edge.errors import OutputError, UsageError
 
 RIVAL = "llama.cpp"
@@ -33,16 +33,10 @@ def command(
         typer.Option("-t", "--threads", help="Numbers; as planned for this machine."),
     ] = None,
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", help="Runs of each.")] = 5,
-    cache_type: Annotated[
-        str, typer.Option("-ctk", "--cache-type", callback=cache_name, help="f16, q8_0 or f32.")
-    ] = "f16",
+    cache_type: CacheType = "f16",
     isa: Annotated[str | None, typer.Option(help="Kernel set; the best of this CPU.")] = None,
-    head: Annotated[
-        str, typer.Option(help="screened: decode faster, if the export has such a head.")
-    ] = "full",
-    activations: Annotated[
-        str, typer.Option(help="int16; int8: coarser, faster with AVX2 and Q4_0.")
-    ] = "int16",
+    head: Head = "full",
+    activations: Activations = "int16",
     versus: Annotated[
         str | None, typer.Option("--vs", help="llama.cpp: at its fastest, run by run in turn.")
     ] = None,
@@ -59,12 +53,13 @@ def command(
     from plm_edge.runtime.bench.measure import Task, measure
     from plm_edge.runtime.bench.plot import write_plot
     from plm_edge.runtime.bench.subject import Subject
+    from plm_edge.workspace import MAX_THREADS
 
     _check_counts(prompt, predict, repetitions)
     _check_names(cache_type, isa, output, versus, head, activations)
     _check_plot(plot, predict)
     wanted_depths = _numbers("-d", depths, 0, MAX_TOKENS)
-    wanted_threads = (None,) if threads is None else _numbers("-t", threads, 1, 256)
+    wanted_threads = (None,) if threads is None else _numbers("-t", threads, 1, MAX_THREADS)
     progress = Progress(f"export {model} for this machine")
     path = prepare(model, progress, ctx.obj)
     progress.done()
@@ -96,7 +91,7 @@ def command(
         write_plot(plot, subject.name, results)
 
 
-# Everything that can be wrong is said before anything is measured.
+# What the options alone can tell to be wrong is said before anything is made or measured.
 
 
 def _check_counts(prompt: int, predict: int, repetitions: int) -> None:

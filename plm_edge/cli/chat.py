@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plm_edge.cli.names import cache_name
+from plm_edge.cli.options import Activations, Head, MaybeCacheType
 from plm_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,19 +34,12 @@ def command(
         int | None, typer.Option("-n", "--predict", help="Most tokens of an answer; -1: no limit.")
     ] = None,
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
-    cache_type: Annotated[
-        str | None,
-        typer.Option("-ctk", "--cache-type", callback=cache_name, help="f16, q8_0 or f32."),
-    ] = None,
+    cache_type: MaybeCacheType = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads")] = None,
     backend: Annotated[str, typer.Option(help="auto or native.")] = "auto",
     isa: Annotated[str | None, typer.Option(help="Kernel set; the best of this CPU.")] = None,
-    head: Annotated[
-        str, typer.Option(help="screened: decode faster, if the export has such a head.")
-    ] = "full",
-    activations: Annotated[
-        str, typer.Option(help="int16; int8: coarser, faster with AVX2 and Q4_0.")
-    ] = "int16",
+    head: Head = "full",
+    activations: Activations = "int16",
     temperature: Annotated[
         float | None, typer.Option("--temp", help="0: the likeliest token.  [default: 0.7]")
     ] = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plm_edge.cli.names import quant_name
+from plm_edge.cli.options import MaybeQuant, Pure
 
 if TYPE_CHECKING:
     from plm_edge.bundle import Manifest
@@ -18,13 +18,8 @@ def command(
     model: Annotated[str, typer.Argument(help="Hugging Face folder, hub id, or demo.")],
     target: Annotated[str, typer.Option("--target", help="A device: see plm-edge devices.")],
     layout: Annotated[str, typer.Option(help="latent, or plm for llama.cpp.")] = "latent",
-    quant: Annotated[
-        str | None,
-        typer.Option(callback=quant_name, help="F32, F16, BF16, Q8_0 or Q4_0; the best that fits."),
-    ] = None,
-    pure: Annotated[
-        bool, typer.Option("--pure", help="The head in the format of the rest, not in Q8_0.")
-    ] = False,
+    quant: MaybeQuant = None,
+    pure: Pure = False,
     n_ctx: Annotated[
         int | None, typer.Option("-c", "--ctx", help="Tokens of context; as trained, if it fits.")
     ] = None,

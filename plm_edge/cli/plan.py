@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plm_edge.cli.names import cache_name, quant_name
+from plm_edge.cli.options import CacheType, MaybeQuant, Pure
 
 
 def command(
@@ -15,16 +15,10 @@ def command(
     model: Annotated[str, typer.Argument(help="Hugging Face folder, hub id, bundle, .gguf, demo.")],
     target: Annotated[str, typer.Option("--target", help="A device: see plm-edge devices.")],
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
-    quant: Annotated[
-        str | None, typer.Option(callback=quant_name, help="F32, F16, BF16, Q8_0 or Q4_0.")
-    ] = None,
-    pure: Annotated[
-        bool, typer.Option("--pure", help="The head in the format of the rest, not in Q8_0.")
-    ] = False,
+    quant: MaybeQuant = None,
+    pure: Pure = False,
     layout: Annotated[str, typer.Option(help="latent or plm.")] = "latent",
-    cache_type: Annotated[
-        str, typer.Option("-ctk", "--cache-type", callback=cache_name, help="f16, q8_0 or f32.")
-    ] = "f16",
+    cache_type: CacheType = "f16",
     threads: Annotated[int | None, typer.Option("-t", "--threads")] = None,
     isa: Annotated[str | None, typer.Option(help="Kernel set.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Every number's reason.")] = False,

@@ -7,19 +7,15 @@ from typing import Annotated
 
 import typer
 
-from plm_edge.cli.names import quant_name
+from plm_edge.cli.options import Pure, Quant
 
 
 def command(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
     shape: Annotated[str, typer.Option(help="Which model's shape.")] = "plm-1.8b",
     zeros: Annotated[float, typer.Option(help="Share of idle feed-forward units.")] = 0.8,
-    quant: Annotated[
-        str, typer.Option(callback=quant_name, help="F32, F16, BF16, Q8_0 or Q4_0.")
-    ] = "Q4_0",
-    pure: Annotated[
-        bool, typer.Option("--pure", help="The head in the format of the rest, not in Q8_0.")
-    ] = False,
+    quant: Quant = "Q4_0",
+    pure: Pure = False,
     layout: Annotated[str, typer.Option(help="latent or plm.")] = "latent",
     seed: Annotated[int, typer.Option("-s", "--seed")] = 0,
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,

@@ -1,0 +1,33 @@
+"""Options that several commands have. Names of formats in any case: the library knows one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def _upper(name: str | None) -> str | None:
+    return None if name is None else name.upper()
+
+
+def _lower(name: str | None) -> str | None:
+    return None if name is None else name.lower()
+
+
+Quant = Annotated[str, typer.Option(callback=_upper, help="F32, F16, BF16, Q8_0 or Q4_0.")]
+MaybeQuant = Annotated[
+    str | None,
+    typer.Option(callback=_upper, help="F32, F16, BF16, Q8_0 or Q4_0; the best that fits."),
+]
+Pure = Annotated[
+    bool, typer.Option("--pure", help="The head in the format of the rest, not in Q8_0.")
+]
+CacheType = Annotated[
+    str, typer.Option("-ctk", "--cache-type", callback=_lower, help="f16, q8_0 or f32.")
+]
+MaybeCacheType = Annotated[
+    str | None, typer.Option("-ctk", "--cache-type", callback=_lower, help="f16, q8_0 or f32.")
+]
+Head = Annotated[str, typer.Option(help="screened: decode faster, if the export has such a head.")]
+Activations = Annotated[str, typer.Option(help="int16; int8: coarser, faster with AVX2 and Q4_0.")]
