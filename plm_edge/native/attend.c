@@ -136,7 +136,6 @@ static void pack_weights(const slice *s, int32_t n, const attend_room *w) {
 /* latent (heads, padded) += the latents of the block with their weights. The scale of a latent's block belongs to its
  * row, so it goes into the weights: one product of integers for each block of the latent. */
 static void add_latents(const slice *s, const attend_room *w) {
-    static const float ones[PLM_TILE] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     const plm_attention *a = s->a;
     int32_t padded = plm_latent_width(a), width = plm_row_width(a);
     for (int32_t b = 0; b < padded / PLM_BLOCK; b++) {
@@ -147,7 +146,7 @@ static void add_latents(const slice *s, const attend_room *w) {
         }
         for (int32_t i = b * PLM_BLOCK; i < (b + 1) * PLM_BLOCK; i += PLM_TILE) {
             a->isa->weave(w->rows.q + i, 1, width, PLM_TILE, PLM_CONTEXT_BLOCK, w->values);
-            a->isa->panel(w->values, ones, 1, w->coefficient, PLM_CONTEXT_BLOCK, w->coefficient_scale, 1, a->heads,
+            a->isa->panel(w->values, plm_ones, 1, w->coefficient, PLM_CONTEXT_BLOCK, w->coefficient_scale, 1, a->heads,
                           s->latent + i, padded);
         }
     }

@@ -6,6 +6,9 @@
 
 enum { PLM_CONTEXT_BLOCK = PLM_BLOCK }; /* cached rows taken together: their weights share a scale */
 
+/* Scales of a panel whose integers have none of their own. */
+static const float plm_ones[PLM_TILE] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
 static inline int plm_cache_is_float(const plm_attention *a) { return a->stored == PLM_CACHE_F32; }
 static inline size_t plm_panels_of(int32_t lanes) { return plm_ceil_div((size_t)lanes, PLM_TILE); }
 

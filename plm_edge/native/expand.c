@@ -110,7 +110,7 @@ static void expand_in_floats(const plm_attention *a, int32_t h, float *space) {
 /* A plain row of an integer format as integers and scales. */
 static void row_to_integers(const uint8_t *w, int format, int32_t cols, int16_t *q, float *scale) {
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, q += PLM_BLOCK) {
-        scale[b] = plm_f16((uint16_t)(w[0] | w[1] << 8));
+        scale[b] = plm_half_at(w);
         w += 2;
         if (format == PLM_Q8_0) {
             for (int i = 0; i < PLM_BLOCK; i++) q[i] = (int8_t)w[i];
@@ -180,7 +180,6 @@ static int32_t seen_by(const plm_attention *a, int32_t t, int32_t at) {
  * belongs to its row, so it goes into the weights: of the rows that a token sees and no other, since what comes later
  * must not even round it otherwise. */
 static void add_values(const plm_attention *a, int32_t at, int32_t t0, const expand_room *w) {
-    static const float ones[PLM_TILE] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     int32_t T = a->step->n_tokens, values = value_width(a), blocks = values / PLM_BLOCK;
     for (int32_t b = 0; b < blocks; b++) {
         for (int32_t t = t0; t < T; t++)
@@ -191,8 +190,8 @@ static void add_values(const plm_attention *a, int32_t at, int32_t t0, const exp
         a->isa->pack(w->scaled + t0 * PLM_CONTEXT_BLOCK, (T - t0) * PLM_CONTEXT_BLOCK, PLM_PANEL, w->weight,
                      w->weight_scale, NULL);
         for (int32_t i = b * PLM_BLOCK; i < (b + 1) * PLM_BLOCK; i += PLM_TILE)
-            a->isa->panel(w->values + i * PLM_CONTEXT_BLOCK, ones, 1, w->weight, PLM_CONTEXT_BLOCK, w->weight_scale, 1,
-                          T - t0, w->out + (int64_t)t0 * values + i, values);
+            a->isa->panel(w->values + i * PLM_CONTEXT_BLOCK, plm_ones, 1, w->weight, PLM_CONTEXT_BLOCK, w->weight_scale,
+                          1, T - t0, w->out + (int64_t)t0 * values + i, values);
     }
 }
 

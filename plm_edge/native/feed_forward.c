@@ -21,9 +21,6 @@ static const uint8_t *group_at(const plm_matrix *down, int32_t g, const uint8_t 
     return group;
 }
 
-/* A NaN is not <= 0: it flows on and shows. */
-static float squared_relu(float x) { return x <= 0.0f ? 0.0f : x * x; }
-
 size_t plm_fire_items(const void *p) {
     (void)p;
     return PLM_SLICES;
@@ -39,7 +36,7 @@ static void fire_up(const plm_fire *a, int32_t first, int32_t last) {
         tile(a->up.data + unit / PLM_TILE * bytes, a->up.cols, &a->x, tokens, h, PLM_TILE);
         for (int32_t t = 0; t < tokens; t++)
             for (int32_t i = 0; i < plm_min(PLM_TILE, last - unit); i++)
-                a->h[t * units + unit + i] = squared_relu(h[t * PLM_TILE + i]);
+                a->h[t * units + unit + i] = plm_squared_relu(h[t * PLM_TILE + i]);
     }
 }
 
@@ -113,7 +110,7 @@ static void square_group(const plm_square *a, int32_t g) {
         const float *h = a->h + (int64_t)t * a->units + g * PLM_BLOCK;
         int32_t count = 0;
         for (int32_t i = 0; i < units; i++) { /* writes every value, keeps those that fired: no branch to guess */
-            float value = squared_relu(h[i]);
+            float value = plm_squared_relu(h[i]);
             fired[count] = value;
             which[count] = (uint8_t)i;
             count += value != 0.0f;

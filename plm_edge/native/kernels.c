@@ -1,4 +1,5 @@
-/* The kernels, once for all instruction sets: what is an item, what it reads, what it writes. */
+/* The kernels, once for all instruction sets: what is an item, what it reads, what it writes. Here embedding, norm,
+ * products and the cache; attend.c, expand.c, feed_forward.c and screen.c have the others. */
 #include "kernels.h"
 
 enum { ROWS_PER_ITEM = 64, TOKENS_PER_TILE = 32 }; /* a tile is unpacked once for so many tokens */
@@ -11,14 +12,12 @@ static float tile_value(const uint8_t *tile, int format, int r, int32_t c) {
     int32_t i = c % PLM_BLOCK;
     if (format == PLM_Q8_0) {
         const uint8_t *block = tile + (int64_t)(c / PLM_BLOCK) * 544;
-        return plm_f16((uint16_t)(block[2 * r] | block[2 * r + 1] << 8)) *
-               (float)(int8_t)block[32 + i / 4 * 64 + 4 * r + i % 4];
+        return plm_half_at(block + 2 * r) * (float)(int8_t)block[32 + i / 4 * 64 + 4 * r + i % 4];
     }
     if (format == PLM_Q4_0) {
         const uint8_t *block = tile + (int64_t)(c / PLM_BLOCK) * 288;
         uint8_t byte = block[32 + i % 16 / 4 * 64 + 4 * r + i % 4];
-        return plm_f16((uint16_t)(block[2 * r] | block[2 * r + 1] << 8)) *
-               (float)((i < 16 ? byte & 15 : byte >> 4) - 8);
+        return plm_half_at(block + 2 * r) * (float)((i < 16 ? byte & 15 : byte >> 4) - 8);
     }
     int64_t at = (int64_t)(c / 4) * 64 + 4 * r + c % 4;
     if (format == PLM_F32) {
@@ -26,8 +25,8 @@ static float tile_value(const uint8_t *tile, int format, int r, int32_t c) {
         memcpy(&f, tile + at * 4, sizeof f);
         return f;
     }
-    uint16_t half = (uint16_t)(tile[at * 2] | tile[at * 2 + 1] << 8);
-    return format == PLM_F16 ? plm_f16(half) : plm_bf16(half);
+    if (format == PLM_F16) return plm_half_at(tile + at * 2);
+    return plm_bf16((uint16_t)(tile[at * 2] | tile[at * 2 + 1] << 8));
 }
 
 static void embed_item(const void *p, size_t t, int thread) {
@@ -78,8 +77,7 @@ static void pack_item(const void *p, size_t t, int thread) {
     const plm_pack *a = p;
     float *x = a->x + (int64_t)t * a->width;
     (void)thread;
-    if (a->square) /* a NaN is not <= 0: it flows on and shows */
-        for (int32_t i = 0; i < a->width; i++) x[i] = x[i] <= 0.0f ? 0.0f : x[i] * x[i];
+    for (int32_t i = 0; a->square && i < a->width; i++) x[i] = plm_squared_relu(x[i]);
     plm_vectors at = plm_vector_at(&a->packed, (int64_t)t, a->width);
     if (at.q) a->isa->pack(x, a->width, (float)a->most, at.q, at.scale, at.sum);
 }

@@ -9,6 +9,12 @@ static inline size_t plm_ceil_div(size_t a, size_t b) { return (a + b - 1) / b; 
 static inline int32_t plm_min(int32_t a, int32_t b) { return a < b ? a : b; }
 static inline int32_t plm_whole_blocks(int32_t n) { return (n + PLM_BLOCK - 1) / PLM_BLOCK * PLM_BLOCK; }
 
+/* A NaN is not <= 0: it flows on and shows. */
+static inline float plm_squared_relu(float x) { return x <= 0.0f ? 0.0f : x * x; }
+
+/* A half where it lies, at any address. */
+static inline float plm_half_at(const uint8_t *p) { return plm_f16((uint16_t)(p[0] | p[1] << 8)); }
+
 static inline int64_t plm_row_bytes(int format, int32_t cols) {
     static const uint8_t block_bytes[PLM_FORMATS] = {4, 2, 2, 34, 18};
     return (int64_t)block_bytes[format] * (format >= PLM_Q8_0 ? cols / PLM_BLOCK : cols);

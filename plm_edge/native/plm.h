@@ -59,7 +59,8 @@ typedef struct {
     int32_t first;    /* row of x that the final norm reads first */
 } plm_step;
 
-/* What an instruction set must be able to do. kernels.c says everything else once, for all of them. */
+/* What an instruction set must be able to do. kernels.c and its sisters say everything else once, for all
+ * of them. */
 typedef struct {
     const char *name;
     /* y[t * stride + r] = row r of the 16 of a tile times token t of x. Every token gets the bits it would get alone.

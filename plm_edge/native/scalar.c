@@ -11,7 +11,7 @@ static inline float load_f32(const uint8_t *p) {
 
 /* Read one value of a float format. */
 static inline float load_value(const uint8_t *p, int format) {
-    return format == PLM_F32 ? load_f32(p) : format == PLM_F16 ? plm_f16(load16(p)) : plm_bf16(load16(p));
+    return format == PLM_F32 ? load_f32(p) : format == PLM_F16 ? plm_half_at(p) : plm_bf16(load16(p));
 }
 
 static inline int32_t low(uint8_t byte) { return byte & 15; }
@@ -48,7 +48,7 @@ static void one_q8_0(const uint8_t *w, int32_t cols, const int16_t *q, const flo
             int32_t sum = 0;
             for (int g = 0; g < 8; g++)
                 for (int i = 0; i < 4; i++) sum += (int8_t)w[32 + 64 * g + 4 * r + i] * q[4 * g + i];
-            y[r] += (float)sum * (plm_f16(load16(w + 2 * r)) * scale[b]);
+            y[r] += (float)sum * (plm_half_at(w + 2 * r) * scale[b]);
         }
     }
 }
@@ -64,7 +64,7 @@ static void one_q4_0(const uint8_t *w, int32_t cols, const int16_t *q, const flo
                     uint8_t byte = w[32 + 64 * g + 4 * r + i];
                     sum += (low(byte) - 8) * q[4 * g + i] + (high(byte) - 8) * q[16 + 4 * g + i];
                 }
-            y[r] += (float)sum * (plm_f16(load16(w + 2 * r)) * scale[b]);
+            y[r] += (float)sum * (plm_half_at(w + 2 * r) * scale[b]);
         }
     }
 }
@@ -99,7 +99,7 @@ static float row_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 34) {
         int32_t sum = 0;
         for (int i = 0; i < PLM_BLOCK; i++) sum += (int8_t)w[2 + i] * x->q[b * PLM_BLOCK + i];
-        y += (float)sum * (plm_f16(load16(w)) * x->scale[b]);
+        y += (float)sum * (plm_half_at(w) * x->scale[b]);
     }
     return y;
 }
@@ -110,7 +110,7 @@ static float row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
         const int16_t *q = x->q + b * PLM_BLOCK;
         int32_t sum = -8 * x->sum[b];
         for (int i = 0; i < 16; i++) sum += low(w[2 + i]) * q[i] + high(w[2 + i]) * q[16 + i];
-        y += (float)sum * (plm_f16(load16(w)) * x->scale[b]);
+        y += (float)sum * (plm_half_at(w) * x->scale[b]);
     }
     return y;
 }
@@ -120,7 +120,7 @@ static void add_row(const uint8_t *w, int32_t n, float a, float *y, int format) 
     if (format < PLM_Q8_0)
         for (int32_t c = 0; c < n; c++) y[c] += a * load_value(w + c * size, format);
     for (; format >= PLM_Q8_0 && n > 0; n -= PLM_BLOCK, y += PLM_BLOCK) {
-        float d = a * plm_f16(load16(w));
+        float d = a * plm_half_at(w);
         w += 2;
         for (int i = 0; format == PLM_Q8_0 && i < PLM_BLOCK; i++) y[i] += d * (float)(int8_t)w[i];
         for (int i = 0; format == PLM_Q4_0 && i < 16; i++) {
@@ -191,7 +191,7 @@ static inline void units_int(const uint8_t *w, int32_t width, const float *a, fl
         int32_t total = 0;
         for (int32_t k = 0; k < count; k++)
             total += unit_weight(w + 2 * (int64_t)width, width, active[k], o, format) * q[active[k]];
-        y[o] += (float)total * (plm_f16(load16(w + 2 * (int64_t)o)) * scale);
+        y[o] += (float)total * (plm_half_at(w + 2 * (int64_t)o) * scale);
     }
 }
 
@@ -210,7 +210,7 @@ static inline void unit_rows(const uint8_t *w, int32_t width, int32_t first, int
     for (int32_t n = 0; n < units; n++)
         for (int32_t o = first; o < last; o++)
             *y++ = format < PLM_Q8_0 ? load_value(w + ((int64_t)n * width + o) * size, format)
-                                     : plm_f16(load16(w + 2 * (int64_t)o)) *
+                                     : plm_half_at(w + 2 * (int64_t)o) *
                                            (float)unit_weight(w + 2 * (int64_t)width, width, n, o, format);
 }
 

@@ -1,12 +1,10 @@
 /* The screened head: a coarse head says which tiles of 16 rows may hold the likeliest tokens, only those are read. */
-#include "plm.h"
-#include "plm_math.h"
+#include "kernels.h"
 
 enum { PEAKS_PER_ITEM = 64, TILES_PER_ITEM = 4096 };
 
-static int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
 static int32_t tiles_of(const plm_screen *a) { return (a->w.rows + PLM_TILE - 1) / PLM_TILE; }
-static int32_t rows_of(const plm_screen *a, int32_t tile) { return min32(PLM_TILE, a->w.rows - tile * PLM_TILE); }
+static int32_t rows_of(const plm_screen *a, int32_t tile) { return plm_min(PLM_TILE, a->w.rows - tile * PLM_TILE); }
 
 /* Integers in the order of the floats; a NaN is above all, so that its tile is read and it shows. */
 static inline int32_t order_of(float f) {
@@ -16,7 +14,7 @@ static inline int32_t order_of(float f) {
 
 /* ---- the best coarse logit of each tile ---- */
 
-static size_t peak_items(const void *p) { return ((size_t)tiles_of(p) + PEAKS_PER_ITEM - 1) / PEAKS_PER_ITEM; }
+static size_t peak_items(const void *p) { return plm_ceil_div((size_t)tiles_of(p), PEAKS_PER_ITEM); }
 
 static inline int32_t best_of(const float *logits, int32_t n) {
     int32_t best = INT32_MIN;
@@ -29,7 +27,7 @@ static inline int32_t best_of(const float *logits, int32_t n) {
 
 static void peak_item(const void *p, size_t item, int thread) {
     const plm_screen *a = p;
-    int32_t first = (int32_t)item * PEAKS_PER_ITEM, last = min32(tiles_of(a), first + PEAKS_PER_ITEM);
+    int32_t first = (int32_t)item * PEAKS_PER_ITEM, last = plm_min(tiles_of(a), first + PEAKS_PER_ITEM);
     (void)thread;
     for (int32_t t = first; t < last; t++) {
         const float *logits = a->logits + (int64_t)t * PLM_TILE;
@@ -108,7 +106,7 @@ static void rescore_item(const void *p, size_t item, int thread) {
 
 /* ---- the rows outside ---- */
 
-static size_t level_items(const void *p) { return ((size_t)tiles_of(p) + TILES_PER_ITEM - 1) / TILES_PER_ITEM; }
+static size_t level_items(const void *p) { return plm_ceil_div((size_t)tiles_of(p), TILES_PER_ITEM); }
 
 /* log x for x > 0; a NaN stays a NaN. Its own, for the same bits on every machine. */
 static float log_of(float x) {
@@ -135,7 +133,7 @@ static float shift_of(const plm_screen *a) {
 
 static void level_item(const void *p, size_t item, int thread) {
     const plm_screen *a = p;
-    int32_t first = (int32_t)item * TILES_PER_ITEM, last = min32(tiles_of(a), first + TILES_PER_ITEM), next = 0;
+    int32_t first = (int32_t)item * TILES_PER_ITEM, last = plm_min(tiles_of(a), first + TILES_PER_ITEM), next = 0;
     float shift = shift_of(a);
     (void)thread;
     while (next < a->count && a->chosen[next] < first) next++;
