@@ -34,7 +34,7 @@ RUNS = {
         (0.7, "latent", f"{DECODE} --vs llama.cpp"),
         (0.9, "latent", f"{DECODE} --vs llama.cpp"),
     ],
-    # Each step by itself: plain rows without skipping, tiles with it, the cache, the head.
+    # Each step by itself: plain rows without skipping, tiles with it, the cache, the head, bytes.
     "steps": [
         (0.8, "plm", DECODE),
         (0.8, "latent", DECODE),
