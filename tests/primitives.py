@@ -7,7 +7,7 @@ from ctypes import CFUNCTYPE, Structure, c_char_p, c_float, c_int32, c_void_p
 
 import numpy as np
 
-from plm_edge.native.kernels import BLOCK, FORMAT_CODES, TILE, Vectors, find_isa
+from plm_edge.native.kernels import ACTIVATIONS, BLOCK, FORMAT_CODES, TILE, Vectors, find_isa
 
 _I, _P, _F = c_int32, c_void_p, c_float
 _TYPES = {  # as plm_isa has them, in its order: one function, or one for each format
@@ -29,7 +29,8 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "widen": CFUNCTYPE(None, _P, _I, _P),
 }
 _BY_FORMAT = ("tile", "tile_of_bytes", "row", "add_rows", "units", "unit_rows")
-LARGEST, PANEL, BYTE = 32767, 8191, 127  # of plm.h
+LARGEST, BYTE = ACTIVATIONS["int16"], ACTIVATIONS["int8"]
+PANEL = 8191  # PLM_PANEL
 
 
 class IsaTable(Structure):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 
-from primitives import IsaTable
+from primitives import PANEL, IsaTable
 
 from plm_edge.native import kernels
 from plm_edge.native.build import HERE, compiler
@@ -28,8 +28,13 @@ def assertions():
     for codes in (kernels.FORMAT_CODES, kernels.ARRANGEMENT_CODES):
         yield from (f"PLM_{key.upper()} == {code}" for key, code in codes.items())
     yield f"PLM_FORMATS == {len(kernels.FORMAT_CODES)}"
-    for key in ("BLOCK", "TILE", "SLICES"):
+    for key in ("BLOCK", "TILE", "SLICES", "FEW"):
         yield f"PLM_{key} == {getattr(kernels, key)}"
+    for key, code in kernels.CACHE_CODES.items():
+        yield f"PLM_CACHE_{key.upper()} == {code}"
+    yield f"PLM_LARGEST == {kernels.ACTIVATIONS['int16']}"
+    yield f"PLM_BYTE == {kernels.ACTIVATIONS['int8']}"
+    yield f"PLM_PANEL == {PANEL}"
 
 
 def compile_with(lines, folder):
