@@ -7,8 +7,13 @@
     Q8_0   32      34     f16 d = max|x| / 127 | 32 int8 q                       x = d * q
     Q4_0   32      18     f16 d = (x of largest |x|) / -8 | 16 bytes q           x = d * (q - 8)
                           byte j: low nibble value j, high nibble value j + 16
+    Q4_K   256     144    f16 d, f16 dmin, 8 parts of 32 values with 6-bit scale and least
+                          x = d * scale * q - dmin * least, q 4 bits
+    Q6_K   256     210    f16 d, 16 parts of 16 values with an int8 scale
+                          x = d * scale * (q - 32), q 6 bits
 
-Little-endian. What a format cannot hold (NaN, an infinity, an f16 or a scale beyond 65,504) is
+Little-endian; native/quantize_k.h has the bits of Q4_K and Q6_K, which are read and not made here.
+What a format cannot hold (NaN, an infinity, an f16 or a scale beyond 65,504) is
 refused with the number of its row and never stored as an infinity. The one place where the gguf
 package has no defined answer, a block whose largest |x| is below 3.8e-37, gives scale 0, quants 0.
 """
@@ -55,6 +60,8 @@ FORMATS = {
         Format("BF16", 30, 1, 2),
         Format("Q8_0", 8, 32, 34),
         Format("Q4_0", 2, 32, 18),
+        Format("Q4_K", 12, 256, 144),
+        Format("Q6_K", 14, 256, 210),
     )
 }
 
@@ -76,6 +83,8 @@ def quantize(fmt: str, x: NDArray[np.float32], first_row: int = 0) -> NDArray[np
     rows, cols = x.shape
     packed = np.empty((rows, form.row_bytes(cols)), np.uint8)
     good = native.quantize(form.ggml_type, x, packed)
+    if good == native.UNKNOWN:
+        raise UnsupportedError(f"{fmt} is read from files and not made; choose another --quant")
     if good != rows:
         found = "NaN or infinity"
         if np.isfinite(x[good]).all():

@@ -12,6 +12,8 @@ from plm_edge.errors import NumericalError, UnsupportedError, UsageError
 from plm_edge.formats import FORMATS, dequantize, format_of, quantize
 
 NAMES = list(FORMATS)
+READ_ONLY = ("Q4_K", "Q6_K")
+MADE = [name for name in NAMES if name not in READ_ONLY]
 
 
 def theirs(name: str, x: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -60,7 +62,7 @@ def edges() -> NDArray[np.float32]:
     return x
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MADE)
 @pytest.mark.parametrize("values", [random_exponents, ties, edges])
 def test_same_bits_as_gguf(name, values):
     x = values()
@@ -73,12 +75,31 @@ def test_same_bits_as_gguf(name, values):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MADE)
 def test_the_comparison_would_notice_one_value(name):
     x = random_exponents()
     want = theirs(name, x).copy()
     x[7] *= np.float32(-1)
     assert not np.array_equal(quantize(name, x), want)
+
+
+SCALES_AT = {"Q4_K": (0, 2), "Q6_K": (208,)}  # bytes of a block; others: 0
+
+
+@pytest.mark.parametrize("name", READ_ONLY)
+def test_superblocks_are_read_and_not_made(name):
+    with pytest.raises(UnsupportedError, match=f"{name} is read from files and not made"):
+        quantize(name, np.zeros((1, 256), np.float32))
+
+
+@pytest.mark.parametrize(("name", "at"), [("Q4_K", 1), ("Q4_K", 3), ("Q6_K", 209)])
+def test_a_superblock_without_end_is_refused_with_its_row(name, at):
+    form = format_of(name)
+    packed = np.zeros((3, 2 * form.block_bytes), np.uint8)
+    dequantize(name, packed, 512)
+    packed[1, form.block_bytes + at] = 0x7C
+    with pytest.raises(NumericalError, match="row 1"):
+        dequantize(name, packed, 512)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,7 +117,8 @@ def test_every_stored_pattern_is_read_as_gguf_reads_it(name):
         scales = np.arange(65536, dtype="<u2")
         scales = scales[scales & 0x7C00 != 0x7C00]
         packed = rng.integers(0, 256, (len(scales), form.block_bytes), np.uint8)
-        packed[:, :2] = scales.view(np.uint8).reshape(-1, 2)
+        for at in SCALES_AT.get(name, (0,)):
+            packed[:, at : at + 2] = rng.permutation(scales).view(np.uint8).reshape(-1, 2)
     cols = packed.shape[1] // form.block_bytes * form.block
     np.testing.assert_array_equal(
         dequantize(name, packed, cols).view(np.uint32),
@@ -104,7 +126,7 @@ def test_every_stored_pattern_is_read_as_gguf_reads_it(name):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MADE)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_not_a_number_is_refused_with_its_row(name, bad):
     x = np.ones((5, 64), np.float32)
@@ -126,7 +148,7 @@ def test_what_the_format_cannot_hold_is_refused(name, first):
     assert np.isfinite(dequantize(name, quantize(name, x), 32)).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MADE)
 def test_stored_infinities_are_refused_with_their_row(name):
     packed = quantize(name, np.ones((4, 32), np.float32))
     packed[2, : format_of(name).block_bytes] |= {"F32": 0x7F, "BF16": 0x7F}.get(name, 0x7C)

@@ -1,5 +1,7 @@
 #include "quantize.h"
 
+#include "quantize_k.h"
+
 #include <string.h>
 
 enum { BLOCK = 32, INFINITE = 0x7f800000, FIRST_F16_INFINITY = 0x477ff000 /* 65520 */ };
@@ -181,6 +183,9 @@ static const struct format BF16 = {1, 2, row_to_bf16, row_from_bf16};
 static const struct format Q8_0 = {BLOCK, 34, row_to_q8_0, row_from_q8_0};
 static const struct format Q4_0 = {BLOCK, 18, row_to_q4_0, row_from_q4_0};
 
+static const struct format Q4_K = {PLM_SUPER, PLM_Q4_K_BYTES, NULL, plm_row_from_q4_k};
+static const struct format Q6_K = {PLM_SUPER, PLM_Q6_K_BYTES, NULL, plm_row_from_q6_k};
+
 static const struct format *format_of(int number) {
     switch (number) {
         case GGML_F32: return &F32;
@@ -188,13 +193,15 @@ static const struct format *format_of(int number) {
         case GGML_BF16: return &BF16;
         case GGML_Q8_0: return &Q8_0;
         case GGML_Q4_0: return &Q4_0;
+        case GGML_Q4_K: return &Q4_K;
+        case GGML_Q6_K: return &Q6_K;
         default: return NULL;
     }
 }
 
 size_t plm_quantize(int format, const float *x, size_t rows, size_t cols, uint8_t *packed) {
     const struct format *f = format_of(format);
-    if (!f) return PLM_FORMAT_UNKNOWN;
+    if (!f || !f->to) return PLM_FORMAT_UNKNOWN;
     const size_t row_bytes = cols / f->values * f->bytes;
     for (size_t r = 0; r < rows; r++) {
         if (!f->to(x + r * cols, cols, packed + r * row_bytes)) return r;

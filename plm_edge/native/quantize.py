@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from plm_edge.native import lib
 
+UNKNOWN = ctypes.c_size_t(-1).value  # PLM_FORMAT_UNKNOWN
+
 _Function = Callable[[int, int | None, int, int, int | None], int]
 
 
@@ -24,7 +26,10 @@ def _function(name: str) -> _Function:
 
 
 def quantize(ggml_type: int, x: NDArray[np.float32], packed: NDArray[np.uint8]) -> int:
-    """Fill packed (rows, row bytes) from x (rows, cols), both contiguous; returns the good rows."""
+    """Fill packed (rows, row bytes) from x (rows, cols), both contiguous; returns the good rows.
+
+    UNKNOWN where that type can only be read.
+    """
     rows, cols = x.shape
     return _function("plm_quantize")(ggml_type, x.ctypes.data, rows, cols, packed.ctypes.data)
 
