@@ -24,7 +24,7 @@ from plm_edge.template import check_messages
 from plm_edge.workspace import PREFILL_CHUNK
 
 if TYPE_CHECKING:
-    from plm_edge.runtime.session import Session
+    from plm_edge.runtime.any_session import AnySession
 
 Notice = Callable[[str], None]
 
@@ -65,7 +65,7 @@ class Answer(Iterator[str]):
     """
 
     def __init__(
-        self, session: Session, prompt: Prompt, limits: Limits, sampler: Sampler, lookup: bool
+        self, session: AnySession, prompt: Prompt, limits: Limits, sampler: Sampler, lookup: bool
     ) -> None:
         self._session, self._prompt, self._limits, self._sampler = session, prompt, limits, sampler
         self._ids = list(prompt.ids)
@@ -226,7 +226,7 @@ class Limits:
 
 
 def chat(
-    session: Session,
+    session: AnySession,
     messages: Sequence[Message],
     max_tokens: int | None = None,
     sampler: Sampler | None = None,

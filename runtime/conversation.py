@@ -21,7 +21,7 @@ from plm_edge.runtime.stream import check_stops
 from plm_edge.template import check_messages
 
 if TYPE_CHECKING:
-    from plm_edge.runtime.session import Session
+    from plm_edge.runtime.any_session import AnySession
 
 SCHEMA = 1
 MAX_FILE_BYTES = 64 * 2**20
@@ -39,13 +39,13 @@ class Conversation:
     lookup: bool = False  # guess from earlier text: how fast, not what, so the file leaves it out
     answer: Answer | None = None  # the running or the last one
 
-    def ask(self, session: Session, text: str, notice: Notice | None = None) -> Iterator[str]:
+    def ask(self, session: AnySession, text: str, notice: Notice | None = None) -> Iterator[str]:
         """Pieces of the answer to `text`. A question that got no answer before is dropped."""
         kept = self.messages[:-1] if self.pending() else self.messages
         asked = [*kept, {"role": "user", "content": text}]
         return self._answer(session, asked, notice)
 
-    def regenerate(self, session: Session, notice: Notice | None = None) -> Iterator[str]:
+    def regenerate(self, session: AnySession, notice: Notice | None = None) -> Iterator[str]:
         """Another answer to the last question."""
         kept = self.messages if self.pending() else self.messages[:-1]
         if not kept or kept[-1]["role"] != "user":
@@ -53,7 +53,7 @@ class Conversation:
         return self._answer(session, list(kept), notice)
 
     def _answer(
-        self, session: Session, messages: list[Message], notice: Notice | None
+        self, session: AnySession, messages: list[Message], notice: Notice | None
     ) -> Iterator[str]:
         self.answer = chat(
             session, messages, self.max_tokens, self.sampler, self.stop, notice, self.lookup

@@ -11,6 +11,7 @@ from plm_edge.cache_layout import CacheType
 from plm_edge.devices import detect
 from plm_edge.errors import FileFormatError, UnsupportedError
 from plm_edge.plan import Overrides, Plan, plan_of_file, replan_for_load
+from plm_edge.runtime.any_session import AnySession
 from plm_edge.runtime.model import Model
 from plm_edge.runtime.session import Session
 
@@ -27,7 +28,7 @@ def load(
     force: bool = False,
     head: str = "full",
     activations: str = "int16",
-) -> Session:
+) -> AnySession:
     """A session on a bundle folder or a .gguf file (layout `latent` or `plm`).
 
     What is not given comes from the bundle's plan (for a bare file: from its own formats), or from
@@ -39,7 +40,20 @@ def load(
     """
     if backend not in BACKENDS:
         raise UnsupportedError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
-    path = Path(path)
+    return load_native(Path(path), threads, n_ctx, cache_type, isa, force, head, activations)
+
+
+def load_native(
+    path: Path,
+    threads: int | None = None,
+    n_ctx: int | None = None,
+    cache_type: str | None = None,
+    isa: str | None = None,
+    force: bool = False,
+    head: str = "full",
+    activations: str = "int16",
+) -> Session:
+    """A session of our own kernels; arguments and errors as in `load`."""
     exported = _exported_plan(path) if path.is_dir() else None
     model = Model(path / MODEL_FILE if path.is_dir() else path)
     try:

@@ -12,7 +12,7 @@ from plm_edge.template import render_chat
 from plm_edge.template_sandbox import MAX_OUTPUT
 
 if TYPE_CHECKING:
-    from plm_edge.runtime.session import Session
+    from plm_edge.runtime.any_session import AnySession
 
 Message = Mapping[str, str]
 
@@ -29,7 +29,7 @@ class Prompt:
     dropped: int  # turns
 
 
-def fit(session: Session, messages: Sequence[Message], max_tokens: int | None) -> Prompt:
+def fit(session: AnySession, messages: Sequence[Message], max_tokens: int | None) -> Prompt:
     """The prompt that fits into the context, without the oldest turns if it must be.
 
     Leaving out moves everything behind it, which is then computed again. So turns go until the

@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import ctypes
-import operator
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plm_edge.cache_layout import CacheLayout, CacheType
-from plm_edge.errors import ContextOverflow, DoesNotFit, Interrupted, SessionBusy, UsageError
+from plm_edge.errors import DoesNotFit, Interrupted, UsageError
 from plm_edge.kinds import ATTENTION
 from plm_edge.native import kernels as native
-from plm_edge.runtime import session_file
+from plm_edge.runtime.any_session import AnySession, Logits
 from plm_edge.runtime.lists import Lists, Ops, Recording
 from plm_edge.runtime.model import Model
 from plm_edge.runtime.recorder import Activations
 from plm_edge.runtime.traffic import step_bytes
 from plm_edge.workspace import HEAD_ROWS, MAX_THREADS, PREFILL_CHUNK, Buffer, workspace
 
-Logits = NDArray[np.float32]
-ALL_LOGITS_BYTES = 2**30  # prefill(all_logits=True) refuses more than 1 GiB of logits
 
-
-class Session:
-    """Prefill and step append at `n_past`; a call that fails or is interrupted leaves it as it was.
-
-    One thread at a time: a second one gets SessionBusy. The same calls give the same bits, on any
-    number of threads.
-    """
+class Session(AnySession):
+    """A session of our own kernels. The same calls give the same bits, on any number of threads."""
 
     def __init__(
         self,
@@ -47,13 +35,14 @@ class Session:
         head: str = "full",
         activations: Activations = "int16",
     ) -> None:
-        _check_counts(n_ctx, threads)
-        self.model, self.spec, self.tokenizer = model, model.spec, model.tokenizer
+        super().__init__(model.spec, model.tokenizer, n_ctx, cache_type)
+        if not 1 <= threads <= MAX_THREADS:
+            raise UsageError(f"expected 1 to {MAX_THREADS} threads, found {threads}")
+        self.model = model
         self.head, self.activations = head, activations
         self._attention = ATTENTION[self.spec.attention]
-        self.n_ctx, self.threads, self._chunk = n_ctx, threads, min(PREFILL_CHUNK, n_ctx)
+        self.threads, self._chunk = threads, min(PREFILL_CHUNK, n_ctx)
         self.isa, self._isa_at = native.find_isa(isa)
-        self.cache_type = cache_type
         layout = CacheLayout(self.spec.rank, self.spec.rope, cache_type)
         try:
             self._cache = layout.empty(n_ctx, self.spec.layers)
@@ -64,23 +53,16 @@ class Session:
                 "use a shorter one (-c)"
             ) from None
         self._buffers["turns"][:] = self._attention.turns(self.spec, n_ctx)
-        self._ids: list[int] = []
         self._step, self._head_step = native.Step(), native.Step()
         self._cancel = ctypes.c_int(0)
         self.kernel_s = 0.0  # seconds spent in kernels, all calls so far
-        self._busy = threading.Lock()
         self._lists = self._record()
-        self._pool: native.Pool | None = native.Pool(threads)
+        self._pool = native.Pool(threads)
 
     # ---- the calls
 
     def prefill(self, ids: Sequence[int], all_logits: bool = False) -> Logits:
-        """Append ids; the logits of the last (vocab,), or of all (len(ids), vocab).
-
-        Raises UsageError for no ids, an id outside the vocabulary or more logits than 1 GiB,
-        ContextOverflow where they do not fit, both before anything is appended; Interrupted when
-        `cancel` was called.
-        """
+        """Append ids; the logits of the last (vocab,), or of all (len(ids), vocab)."""
         with self._running():
             checked = self._check_ids(ids, all_logits)
             rows = np.empty((len(checked) if all_logits else 1, self.spec.vocab), np.float32)
@@ -108,7 +90,7 @@ class Session:
         return states
 
     def step(self, token: int) -> Logits:
-        """Append one id; the logits (vocab,) of what follows. Errors as in prefill."""
+        """Append one id; the logits (vocab,) of what follows."""
         with self._running():
             checked = self._check_ids([token], all_logits=False)
             self._begin(checked)
@@ -122,58 +104,14 @@ class Session:
         """Stop the call that is running, from any thread; it raises Interrupted."""
         self._cancel.value = 1
 
-    def truncate(self, n: int) -> None:
-        """Forget all but the first n tokens."""
-        with self._running():
-            if not 0 <= n <= self.n_past:
-                raise UsageError(f"expected 0 to {self.n_past} tokens to keep, found {n}")
-            del self._ids[n:]
+    def _not_cancelled(self) -> None:
+        self._cancel.value = 0
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self.truncate(0)
-
-    def save(self, path: Path | str) -> None:
-        """Write the ids and cached rows to a file that belongs to these weights."""
-        with self._running():
-            session_file.write(Path(path), self)
-
-    def restore(self, path: Path | str) -> None:
-        """Take over what `save` wrote; FileFormatError for another model's or a torn file."""
-        with self._running():
-            self._ids = session_file.read(Path(path), self)
-
-    def close(self) -> None:
-        """End the threads and drop the cache; every later call but this raises UsageError."""
-        if self._pool is None:
-            return
-        with self._running():
-            self._pool.close()
-            self._pool = None
-            self._buffers, self._cache = {}, self._cache[:, :0]
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
+    def _release(self) -> None:
+        self._pool.close()
+        self._buffers, self._cache = {}, self._cache[:, :0]
 
     # ---- what it holds
-
-    @property
-    def n_past(self) -> int:
-        """Tokens in the cache."""
-        return len(self._ids)
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """The tokens in the cache."""
-        return tuple(self._ids)
 
     @property
     def cache_bytes(self) -> int:
@@ -194,10 +132,6 @@ class Session:
     def workspace_bytes(self) -> int:
         """Bytes of the buffers beside it (plm_edge/workspace.py)."""
         return sum(buffer.nbytes for buffer in self._workspace())
-
-    def cached_rows(self) -> NDArray[Any]:
-        """The rows in use as stored: (layers, n_past, row), a view."""
-        return self.cached_rows_of(self.n_past)
 
     def cached_rows_of(self, n: int) -> NDArray[Any]:
         """The rows of the first n positions, in use or not."""
@@ -250,56 +184,11 @@ class Session:
             rows[start : start + n] = self._buffers[out][:n]
 
     def _run(self, ops: Ops, first: int, last: int) -> None:
-        assert self._pool is not None
         started = time.perf_counter()
         complete = self._pool.run(ops, first, last, self._cancel)
         self.kernel_s += time.perf_counter() - started
         if not complete:
             raise Interrupted("stopped before the answer was complete")
-
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        """One thread at a time; what fails leaves the session as it was."""
-        if not self._busy.acquire(blocking=False):
-            raise SessionBusy("expected one thread in a session, found a second; give it its own")
-        try:
-            self._check_open()
-            self._cancel.value = 0
-            before = len(self._ids)
-            try:
-                yield
-            except BaseException:
-                del self._ids[before:]
-                raise
-        finally:
-            self._busy.release()
-
-    def _check_open(self) -> None:
-        if self._pool is None:
-            raise UsageError("expected an open session, found a closed one; load it again")
-
-    def _check_ids(self, ids: Sequence[int], all_logits: bool) -> list[int]:
-        try:
-            checked = [operator.index(i) for i in ids]
-        except TypeError as why:
-            raise UsageError(f"expected token ids, found something else ({why})") from None
-        if not checked:
-            raise UsageError("expected at least one token id, found none")
-        wrong = next((i for i in checked if not 0 <= i < self.spec.vocab), None)
-        if wrong is not None:
-            raise UsageError(f"expected ids of 0 to {self.spec.vocab - 1}, found {wrong}")
-        if self.n_past + len(checked) > self.n_ctx:
-            raise ContextOverflow(
-                f"expected at most {self.n_ctx} tokens, found {self.n_past} + {len(checked)}; "
-                "shorten the text or load with a larger context (-c)"
-            )
-        if all_logits and 4 * len(checked) * self.spec.vocab > ALL_LOGITS_BYTES:
-            most = ALL_LOGITS_BYTES // (4 * self.spec.vocab)
-            raise UsageError(
-                f"expected at most {most} tokens with all_logits (1 GiB), found {len(checked)}; "
-                "call prefill for parts of them"
-            )
-        return checked
 
 
 def _allocate(wanted: list[Buffer]) -> dict[str, NDArray[Any]]:
@@ -310,10 +199,3 @@ def _allocate(wanted: list[Buffer]) -> dict[str, NDArray[Any]]:
         buffers[buffer.name] = block[at : at + size].view(buffer.dtype).reshape(buffer.shape)
         at += buffer.nbytes
     return buffers
-
-
-def _check_counts(n_ctx: int, threads: int) -> None:
-    if n_ctx < 1:
-        raise UsageError(f"expected a context of at least 1 token, found {n_ctx}")
-    if not 1 <= threads <= MAX_THREADS:
-        raise UsageError(f"expected 1 to {MAX_THREADS} threads, found {threads}")

@@ -21,13 +21,13 @@ from plm_edge.atomic import write_atomic
 from plm_edge.errors import FileFormatError, OutputError
 
 if TYPE_CHECKING:
-    from plm_edge.runtime.session import Session
+    from plm_edge.runtime.any_session import AnySession
 
 _HEADER = struct.Struct("<4sIQ")
 _MAGIC, _VERSION, _MOST = b"PLMS", 1, 2**26  # a header of 64 MiB names some 8 million ids
 
 
-def write(path: Path, session: Session) -> None:
+def write(path: Path, session: AnySession) -> None:
     """Write the session's file atomically."""
     rows = np.ascontiguousarray(session.cached_rows())
     about = _about(session) | {"ids": list(session.ids), "rows": _sha256(rows.data)}
@@ -40,7 +40,7 @@ def write(path: Path, session: Session) -> None:
     write_atomic(path, fill)
 
 
-def read(path: Path, session: Session) -> list[int]:
+def read(path: Path, session: AnySession) -> list[int]:
     """Copy the rows into the session's cache and return its ids; on any error nothing is copied."""
     data = _bytes_of(path, session)
     header, rows = _split(path, data)
@@ -67,7 +67,7 @@ def read(path: Path, session: Session) -> list[int]:
     return ids
 
 
-def _bytes_of(path: Path, session: Session) -> bytes:
+def _bytes_of(path: Path, session: AnySession) -> bytes:
     """The whole file, if it is one and no larger than a session of this context can be."""
     most = _HEADER.size + _MOST + session.cache_bytes
     try:
@@ -91,7 +91,7 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a FIFO would wait for its writer
 
 
-def _about(session: Session) -> dict[str, Any]:
+def _about(session: AnySession) -> dict[str, Any]:
     return {"weights": session.model.sha256, "cache_type": session.cache_type}
 
 

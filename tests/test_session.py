@@ -28,8 +28,7 @@ from plm_edge.formats import dequantize, quantize
 from plm_edge.kinds import mla
 from plm_edge.kinds.norm import rms_norm
 from plm_edge.reference import Reference
-from plm_edge.runtime import Session, load
-from plm_edge.runtime import session as session_module
+from plm_edge.runtime import Session, any_session, load
 from plm_edge.tensors import tensor_table
 
 Bundles = Callable[..., Path]
@@ -294,7 +293,7 @@ def test_wrong_calls_are_refused_before_anything_is_appended(bundle_of: Bundles)
 def test_all_logits_above_the_stated_size_are_refused(
     bundle_of: Bundles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "ALL_LOGITS_BYTES", 4 * 333 * 5)
+    monkeypatch.setattr(any_session, "ALL_LOGITS_BYTES", 4 * 333 * 5)
     with load(bundle_of("plain")) as session:
         session.prefill([1] * 5, all_logits=True)
         with pytest.raises(UsageError, match="at most 5 tokens with all_logits"):

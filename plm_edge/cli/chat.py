@@ -13,7 +13,7 @@ from plm_edge.cli.options import Activations, Head, MaybeCacheType
 from plm_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from plm_edge.runtime import Session
+    from plm_edge.runtime import AnySession
     from plm_edge.runtime.conversation import Conversation
 
 DEMO = "demo"
@@ -131,7 +131,7 @@ def open_session(
     offline: bool,
     head: str = "full",
     activations: str = "int16",
-) -> Session:
+) -> AnySession:
     """Prepare and load; with force the context may be longer than the model was trained for."""
     from plm_edge import runtime
     from plm_edge.cli.prepare import prepare, spec_of
@@ -149,7 +149,7 @@ def open_session(
     return runtime.load(path, backend, threads, n_ctx, cache_type, isa, force, head, activations)
 
 
-def _answer(talk: Conversation, session: Session, question: str) -> None:
+def _answer(talk: Conversation, session: AnySession, question: str) -> None:
     """One answer on stdout, its numbers on stderr."""
     _write(talk.ask(session, question))
     if talk.answer is not None:

@@ -16,7 +16,7 @@ import plm_edge
 from plm_edge.bundle import MANIFEST
 
 if TYPE_CHECKING:
-    from plm_edge.runtime import Session
+    from plm_edge.runtime import AnySession
     from plm_edge.spec import ModelSpec
 
 Progress = Callable[[int, int], None]  # bytes done, bytes of all
@@ -32,7 +32,7 @@ def load(
     force: bool = False,
     head: str = "full",
     activations: str = "int16",
-) -> Session:
+) -> AnySession:
     """A session on a model: a bundle, a .gguf file, a Hugging Face folder or hub id, or `demo`.
 
     What is no bundle and no .gguf file is exported for this machine first, into the cache folder.

@@ -14,7 +14,7 @@ from types import FrameType
 from plm_edge.cli import slash
 from plm_edge.cli.lines import History, read_line, read_text
 from plm_edge.errors import Interrupted, PlmEdgeError
-from plm_edge.runtime import Session
+from plm_edge.runtime import AnySession
 from plm_edge.runtime.conversation import Conversation
 
 # Control characters other than tab and line feed, which a model has no business sending here.
@@ -24,7 +24,7 @@ _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code n
 class Terminal:
     """One conversation with one user."""
 
-    def __init__(self, session: Session, talk: Conversation, model: str) -> None:
+    def __init__(self, session: AnySession, talk: Conversation, model: str) -> None:
         self.session, self.talk, self.model = session, talk, model
         self._interrupts = 0  # in a row
         self._notices: set[str] = set()

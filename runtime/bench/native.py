@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from plm_edge.runtime.load import load
+from plm_edge.runtime.load import load_native
 
 
 class Native:
@@ -23,7 +23,7 @@ class Native:
     ) -> None:
         # force: speed does not depend on what the model was trained for
         asked = threads, n_ctx, cache_type, isa, True, head, activations
-        self._session = load(Path(path), "native", *asked)
+        self._session = load_native(Path(path), *asked)
         self.facts = {
             "threads": self._session.threads,
             "isa": self._session.isa,
