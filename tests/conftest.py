@@ -1,15 +1,21 @@
-"""Bundles of tiny checkpoints, made once a run through the public export."""
+"""Bundles of tiny checkpoints, made once a run through the public export; the command line."""
 
 from __future__ import annotations
 
 import functools
+import io
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import PROGRAM, Ran, Run
 from tiny import TINY_SHAPES, write_tiny_checkpoint
 
+from plm_edge.cli import app
 from plm_edge.exporters import export
 
 # Tests send these to programs they start. A runner in the background has them ignored (`&` in a
@@ -48,3 +54,38 @@ def bundle_of(
         return make(shape, quant, layout)
 
     return make_once
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LANG": "C.UTF-8"}
+
+
+@pytest.fixture
+def run(env: dict[str, str], tmp_path: Path) -> Run:
+    def call(*arguments: object, stdin: str | bytes = "") -> Ran:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        done = subprocess.run(
+            [PROGRAM, *map(str, arguments)], input=data, capture_output=True, env=env, cwd=tmp_path
+        )
+        return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return call
+
+
+@pytest.fixture
+def inside(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Run:
+    """As `run`, without a process of its own: ten times as fast."""
+
+    def call(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["plm-edge", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.chdir(tmp_path)
+        code = app._exit_code()
+        return Ran(code, *capfd.readouterr())
+
+    return call

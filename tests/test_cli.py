@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_line import PROGRAM, Ran, Run, one_line
 from tiny import TINY_SHAPES, write_tiny_checkpoint
 
 import plm_edge
@@ -23,61 +22,7 @@ from plm_edge.errors import FileFormatError, UsageError
 from plm_edge.runtime.conversation import Conversation
 from plm_edge.runtime.sampler import Sampler
 
-PROGRAM = str(Path(sys.executable).with_name("plm-edge"))
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def env(tmp_path: Path) -> dict[str, str]:
-    return {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LANG": "C.UTF-8"}
-
-
-@pytest.fixture
-def run(env: dict[str, str], tmp_path: Path) -> Callable[..., Ran]:
-    def call(*arguments: object, stdin: str | bytes = "") -> Ran:
-        data = stdin.encode() if isinstance(stdin, str) else stdin
-        done = subprocess.run(
-            [PROGRAM, *map(str, arguments)], input=data, capture_output=True, env=env, cwd=tmp_path
-        )
-        return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
-
-    return call
-
-
-@pytest.fixture
-def inside(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., Ran]:
-    """As `run`, without a process of its own: ten times as fast."""
-
-    def call(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["plm-edge", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
-        monkeypatch.setenv("HOME", str(tmp_path))
-        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-        monkeypatch.chdir(tmp_path)
-        code = app._exit_code()
-        return Ran(code, *capfd.readouterr())
-
-    return call
-
-
-Run = Callable[..., Ran]
 Bundles = Callable[..., Path]
-
-
-def one_line(ran: Ran, code: int, part: str) -> None:
-    assert ran.code == code, ran.err
-    assert ran.out == ""
-    assert part in ran.err
-    assert ran.err.startswith("plm-edge: ")
-    assert ran.err.count("\n") == 1
 
 
 def test_version_and_help(run: Run, inside: Run) -> None:

@@ -20,7 +20,8 @@ import plm_edge
 from plm_edge import head_screen
 from plm_edge.arrangements import TILE
 from plm_edge.bundle import MODEL_FILE, read_bundle
-from plm_edge.cli.calibrate import TEXT, export, hidden_states
+from plm_edge.cli.calibrate import export, hidden_states
+from plm_edge.cli.texts import CALIBRATION as TEXT
 from plm_edge.errors import (
     FileFormatError,
     NumericalError,

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm_edge.arrangements import TILE
-from plm_edge.cli.calibrate import TEXT, hidden_states
+from plm_edge.cli.calibrate import hidden_states
+from plm_edge.cli.texts import CALIBRATION as TEXT
 from plm_edge.exporters import export
 from plm_edge.exporters.screen import (
     MOST_TOKENS,

@@ -27,7 +27,7 @@ import plm_edge
 from plm_edge.arrangements import TILE
 from plm_edge.checkpoint import open_checkpoint
 from plm_edge.checkpoint.hub import resolve_model
-from plm_edge.cli.calibrate import TEXT
+from plm_edge.cli.texts import CALIBRATION as TEXT
 from plm_edge.formats import quantize
 from plm_edge.kinds import ATTENTION, FFN
 from plm_edge.kinds.norm import rms_norm

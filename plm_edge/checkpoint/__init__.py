@@ -66,6 +66,12 @@ class Checkpoint:
         if spec.tied and _LM_HEAD in by_hf_name:
             self._check_tied(by_hf_name[_LM_HEAD])
 
+    @property
+    def number_format(self) -> str:
+        """F32, F16 or BF16: the one all tensors are stored in, F32 where they differ."""
+        found = {entry.dtype for _, entry in self._tensors.values()}
+        return found.pop() if len(found) == 1 else "F32"
+
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows start..stop of a matrix: (stop - start, cols) float32.
 

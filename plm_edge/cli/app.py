@@ -17,7 +17,9 @@ import plm_edge
 from plm_edge.cli.bench import command as bench
 from plm_edge.cli.chat import command as chat
 from plm_edge.cli.devices import app as devices
+from plm_edge.cli.eval import command as evaluate
 from plm_edge.cli.export import command as export
+from plm_edge.cli.inspect import command as inspect
 from plm_edge.cli.plan import command as plan
 from plm_edge.cli.synth import command as synth
 from plm_edge.cli.verify import command as verify
@@ -105,6 +107,8 @@ app.command("chat")(chat)
 app.command("plan")(plan)
 app.add_typer(devices, name="devices")
 app.command("bench")(bench)
+app.command("eval")(evaluate)
+app.command("inspect")(inspect)
 app.command("verify")(verify)
 app.command("synth")(synth)
 

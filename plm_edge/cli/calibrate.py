@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-import plm_edge
 from plm_edge import head_screen
-from plm_edge.errors import OutputError, UsageError
+from plm_edge.cli.texts import CALIBRATION, read_text
+from plm_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from plm_edge.bundle import Manifest
     from plm_edge.exporters.gguf_writer import Progress
-
-TEXT = Path(plm_edge.__file__).parent / "texts" / "calibration.txt"
 
 
 def export(
@@ -48,7 +46,8 @@ def export(
     check_head(head)
     if calibration is not None and head == "full":
         raise UsageError("a calibration text is for a screened head: add --head screened")
-    text = _read(Path(calibration or TEXT)) if head == "screened" else ""
+    screened = head == "screened"
+    text = read_text(Path(calibration or CALIBRATION), "--calibration") if screened else ""
 
     return exporters.export(
         model,
@@ -58,7 +57,7 @@ def export(
         layout=layout,
         n_ctx=n_ctx,
         pure=pure,
-        calibration=Calibration(text, hidden_states) if head == "screened" else None,
+        calibration=Calibration(text, hidden_states) if screened else None,
         allow_keys=allow_keys,
         force=force,
         progress=progress,
@@ -86,12 +85,3 @@ def hidden_states(file: Path, text: str) -> NDArray[np.float32]:
         finally:
             session.model.close()
     return np.concatenate([*states, np.empty((0, session.spec.d_model), np.float32)])
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as why:
-        raise OutputError(f"{path}: cannot be read: {why.strerror}; check --calibration") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: expected UTF-8 text, found other bytes; convert it") from None

@@ -45,19 +45,30 @@ def load(
     return runtime.load(prepare(str(path)), backend, *asked)
 
 
-def prepare(model: str, progress: Progress | None = None, offline: bool = False) -> Path:
-    """The bundle or .gguf file to load for `model`."""
+def prepare(
+    model: str, progress: Progress | None = None, offline: bool = False, in_full: bool = False
+) -> Path:
+    """The bundle or .gguf file to load for `model`; `in_full`: a checkpoint without rounding."""
     found = find(model, offline)
     if found.is_file() or (found / MANIFEST).exists():
         return found
-    folder = cache_folder() / cache_key(found)
+    quant = _format_of(found) if in_full else None
+    folder = cache_folder() / cache_key(found, quant)
     if not (folder / MANIFEST).exists():
         from plm_edge.exporters import export
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         # force: another process may put the same bundle there meanwhile.
-        export(str(found), "host", folder, force=True, progress=progress)
+        export(str(found), "host", folder, quant=quant, force=True, progress=progress)
     return folder
+
+
+def _format_of(checkpoint: Path) -> str:
+    """The narrowest format that holds all of its numbers."""
+    from plm_edge.checkpoint import open_checkpoint
+
+    with open_checkpoint(checkpoint) as opened:
+        return opened.number_format
 
 
 def in_layout(path: Path, layout: str, progress: Progress | None = None) -> Path:
@@ -119,12 +130,12 @@ def cache_folder() -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "plm-edge"
 
 
-def cache_key(source: Path) -> str:
+def cache_key(source: Path, quant: str | None = None) -> str:
     """Names an export: its files, their sizes and times, what they become, who made it."""
     from plm_edge import devices
     from plm_edge.plan import make_plan
 
-    plan = make_plan(spec_of(source), devices.detect())
+    plan = make_plan(spec_of(source), devices.detect(), quant)
     home = source.resolve()
     files = [
         (path.name, status.st_size, status.st_mtime_ns)
