@@ -93,16 +93,16 @@ def test_saved_logits_stand_for_the_model(bundle_of: Bundles, tmp_path: Path) ->
 
 
 def test_the_file_is_llama_perplexitys_byte_by_byte(tmp_path: Path) -> None:
-    log_p = np.log([[0.5, 0.25, 0.25]])
+    log_p = np.array([[-0.1, -8.1, -40.0]])
     with (tmp_path / "saved").open("wb") as file:
         file.write(header(4, 3, [7, 8, 9, 10]))
         write_rows(file, log_p)
-    step = np.float32((log_p.max() - log_p.min()) / 65535)
     want = b"_logits_" + struct.pack("<Iii4i", 4, 3, 1, 7, 8, 9, 10)
-    want += struct.pack("<ff4H", step, log_p.min(), 65535, 0, 0, 0)  # 3 tokens and one to pad
+    # 16 nats in 65,535 steps, half of them down; 3 tokens and one to pad
+    want += struct.pack("<ff4H", 16 / 65535, -16.1, 65535, 32768, 0, 0)
     assert (tmp_path / "saved").read_bytes() == want
     read = LogitFile(tmp_path / "saved").log_probs(0, 0, 1)
-    np.testing.assert_allclose(read, log_p, atol=1e-4)
+    np.testing.assert_allclose(read, [[-0.1, -8.1, -16.1]], atol=2e-4)
 
 
 def test_what_a_file_cannot_hold_does_not_count(tmp_path: Path) -> None:
