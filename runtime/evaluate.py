@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from plm_edge.atomic import write_atomic
 from plm_edge.errors import NumericalError, UsageError
+from plm_edge.runtime.any_session import AnySession
 from plm_edge.runtime.logit_file import NATS, LogitFile, header, scored, windows_of, write_rows
-from plm_edge.runtime.session import Session
 
 Float64 = NDArray[np.float64]
 Progress = Callable[[int, int], None]  # windows done, windows of all
@@ -58,10 +58,10 @@ class Evaluation:
 
 
 def evaluate(
-    session: Session,
+    session: AnySession,
     ids: Sequence[int],
     window: int,
-    against: Session | LogitFile | None = None,
+    against: AnySession | LogitFile | None = None,
     *,
     windows: int | None = None,
     save: Path | None = None,
@@ -146,7 +146,7 @@ def _error(values: Float64) -> float:
 
 
 def _windows(
-    session: Session, ids: Sequence[int], window: int, windows: int | None
+    session: AnySession, ids: Sequence[int], window: int, windows: int | None
 ) -> list[list[int]]:
     if not 3 <= window <= session.n_ctx:
         raise UsageError(f"expected windows of 3 to {session.n_ctx} tokens, found {window}")
@@ -177,16 +177,16 @@ def _check_text(saved: LogitFile, texts: list[list[int]], vocab: int) -> None:
 
 
 def _score(
-    session: Session,
+    session: AnySession,
     number: int,
     text: list[int],
-    against: Session | LogitFile | None,
+    against: AnySession | LogitFile | None,
     rows: _Rows,
     saved: BinaryIO | None,
 ) -> None:
     """One window: its first half is read, its second half scored in parts."""
     positions = scored(len(text))
-    both = [session, against] if isinstance(against, Session) else [session]
+    both = [session, against] if isinstance(against, AnySession) else [session]
     for each in both:
         each.reset()
         each.prefill(text[: positions.start])

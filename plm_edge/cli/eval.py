@@ -12,7 +12,7 @@ import typer
 from plm_edge.cli.options import Activations, MaybeCacheType
 
 if TYPE_CHECKING:
-    from plm_edge.runtime import Session
+    from plm_edge.runtime.any_session import AnySession
     from plm_edge.runtime.evaluate import Evaluation
     from plm_edge.runtime.logit_file import LogitFile
 
@@ -41,6 +41,7 @@ def command(
     ] = None,
     cache_type: MaybeCacheType = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads")] = None,
+    backend: Annotated[str, typer.Option(help="auto or native.")] = "auto",
     isa: Annotated[str | None, typer.Option(help="Kernel set.")] = None,
     activations: Activations = "int16",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -62,15 +63,15 @@ def command(
         trained = spec_of(found).n_ctx_train
         window = saved.window if saved is not None else min(WINDOW, trained)
 
-    def opened(path: Path) -> Session:
-        session = load(path, "auto", threads, window, cache_type, isa, activations=activations)
+    def opened(path: Path) -> AnySession:
+        session = load(path, backend, threads, window, cache_type, isa, activations=activations)
         stack.callback(session.model.close)
         return stack.enter_context(session)
 
     tty = sys.stderr.isatty()  # elsewhere a line for each window would be noise
     with ExitStack() as stack, Steps() as steps:
         session = opened(found)
-        reference: Session | LogitFile | None = saved
+        reference: AnySession | LogitFile | None = saved
         if against is not None and saved is None:
             reference = opened(prepare(against, Progress("export"), ctx.obj, in_full=True))
         result = evaluate(
@@ -85,13 +86,13 @@ def command(
     print(json.dumps(result.to_dict(), indent=2) if as_json else _shown(result, against))
 
 
-def _ids(session: Session, reference: object, text: str, against: str | None) -> list[int]:
+def _ids(session: AnySession, reference: object, text: str, against: str | None) -> list[int]:
     """The text's ids, which are the reference's too."""
     from plm_edge.errors import UsageError
-    from plm_edge.runtime import Session
+    from plm_edge.runtime.any_session import AnySession
 
     ids = session.tokenizer.encode(text)
-    if isinstance(reference, Session) and reference.tokenizer.encode(text) != ids:
+    if isinstance(reference, AnySession) and reference.tokenizer.encode(text) != ids:
         raise UsageError(
             f"expected a reference that cuts the text into the same tokens, found {against} to "
             "differ; compare models of the same tokenizer"
