@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PEERS  := .venv-peers
+WHEELS := .venv-wheels
+WHEEL_TOOLS := build auditwheel ziglang==0.17.1
 NATIVE := plm_edge/native/libplm_edge.so
 SOURCES := $(wildcard plm_edge/native/*.c plm_edge/native/*.h) plm_edge/native/build.py
 
-.PHONY: help demo test test-peers check sanitize bench native clean
+.PHONY: help demo test test-peers check sanitize bench native wheels clean
 .DEFAULT_GOAL := help
 
 help:  ## show this text
@@ -39,6 +41,9 @@ native: $(NATIVE)  ## compile the C kernels
 $(NATIVE): $(SOURCES)
 	$(PYTHON) plm_edge/native/build.py
 
+wheels: $(WHEELS)/.installed  ## wheels for x86-64 and 64-bit ARM, and the source distribution, into dist/
+	$(WHEELS)/bin/python tools/build_wheels.py
+
 # The environments: a stamp file says that everything pyproject.toml asks for is in.
 $(VENV)/.installed: pyproject.toml setup.py
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -54,5 +59,10 @@ $(PEERS)/.installed: pyproject.toml setup.py
 	$(PEERS)/bin/pip install --quiet --editable '.[dev,llama]'
 	@touch $@
 
+$(WHEELS)/.installed: Makefile
+	test -d $(WHEELS) || $(PYTHON) -m venv $(WHEELS)
+	$(WHEELS)/bin/pip install --quiet $(WHEEL_TOOLS)
+	@touch $@
+
 clean:  ## remove the environments and what was compiled
-	rm -rf $(VENV) $(PEERS) build *.egg-info plm_edge/native/*.so
+	rm -rf $(VENV) $(PEERS) $(WHEELS) build dist *.egg-info plm_edge/native/*.so

@@ -38,7 +38,7 @@ ISA_FLAGS = {
     "neon_i8mm.c": ["-march=armv8.2-a+dotprod+i8mm"],
     "neon_smmla.c": ["-march=armv8.2-a+dotprod+i8mm"],
 }
-X86, ARM = {"x86_64"}, {"aarch64", "arm64"}
+X86, ARM = {"x86_64"}, {"aarch64"}
 ISA_MACHINES = {
     "avx2.c": X86,
     "avx2_panel.c": X86,
@@ -72,18 +72,32 @@ def compiler() -> str:
 
 def knows(cc: list[str], flags: list[str]) -> bool:
     """Whether the compiler takes these flags."""
-    command = [*cc, *flags, "-Werror", "-fsyntax-only", "-x", "c", os.devnull]
+    command = [*cc, *flags, "-Werror", "-E", "-x", "c", os.devnull]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def compile_objects(folder: Path, sanitize: bool = False) -> list[str]:
-    """Compile every C file here into `folder`, without the instruction sets of other machines.
+def machine_of(cc: list[str]) -> str:
+    """What the compiler makes code for: "x86_64", "aarch64" or "other".
 
-    The machine is the compiler's: it may be another one than this, or have fewer bits than the
-    kernel says (a 32-bit system on a 64-bit ARM).
+    It may be another machine than this, or have fewer bits than the kernel says (a 32-bit system
+    on a 64-bit ARM). The macros know what -dumpmachine does not: gcc -m32, zig cc -target.
     """
+    macros = subprocess.check_output([*cc, "-dM", "-E", "-x", "c", os.devnull], text=True)
+    known = (name for name in ("x86_64", "aarch64") if f"#define __{name}__ 1" in macros)
+    return next(known, "other")
+
+
+def isa_flags(cc: list[str], file: str) -> list[str]:
+    """The flags of a C file's own instruction set; zig's cc has other names for those of ARM."""
+    flags = ISA_FLAGS.get(file, [])
+    zig = [flag.replace("-march=armv8.2-a", "-mcpu=generic+v8_2a") for flag in flags]
+    return zig if zig != flags and not knows(cc, flags) else flags
+
+
+def compile_objects(folder: Path, sanitize: bool = False) -> list[str]:
+    """Compile every C file here into `folder`, without the instruction sets of other machines."""
     cc = compiler().split()
-    machine = subprocess.check_output([*cc, "-dumpmachine"], text=True).split("-")[0]
+    machine = machine_of(cc)
     flags = [*FLAGS, *WARNINGS, *(SANITIZE if sanitize else [])]
     sources = [
         source
@@ -101,7 +115,7 @@ def compile_objects(folder: Path, sanitize: bool = False) -> list[str]:
         if source in missing:
             continue
         objects.append(f"{folder}/{source.stem}.o")
-        own = ISA_FLAGS.get(source.name, [])
+        own = isa_flags(cc, source.name)
         subprocess.run([*cc, *flags, *own, "-c", str(source), "-o", objects[-1]], check=True)
     return objects
 

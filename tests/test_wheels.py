@@ -1,0 +1,102 @@
+"""What `make wheels` (tools/build_wheels.py) refuses to hand out; compilers of other machines."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from plm_edge.native.build import FLAGS, ISA_FLAGS, LIBRARY, OPTIONAL, isa_flags, knows, machine_of
+
+ROOT = Path(__file__).parents[1]
+PYTHON = ROOT / ".venv-wheels/bin/python"
+CHECK = (
+    "import sys, build_wheels, pathlib; build_wheels.check(pathlib.Path(sys.argv[1]), sys.argv[2])"
+)
+
+
+@pytest.fixture(scope="module")
+def wheels():
+    found = {kind: sorted((ROOT / "dist").glob(f"*{kind}.whl")) for kind in ("x86_64", "aarch64")}
+    if not all(found.values()) or not PYTHON.exists():
+        pytest.skip("no wheels here; `make wheels` builds them")
+    return {kind: paths[-1] for kind, paths in found.items()}
+
+
+def check(wheel, kind):
+    command = [PYTHON, "-c", CHECK, wheel, kind]
+    return subprocess.run(command, cwd=ROOT / "tools", capture_output=True, text=True)
+
+
+def with_library(wheel, path, library):
+    """A copy of the wheel with another library in it."""
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(path, "w") as new:
+        for entry in old.infolist():
+            data = library if entry.filename.endswith(".so") else old.read(entry)
+            new.writestr(entry, data)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["x86_64", "aarch64"])
+def test_a_wheel_is_for_its_machine_and_every_python(wheels, kind):
+    done = check(wheels[kind], kind)
+    assert done.returncode == 0, done
+    with zipfile.ZipFile(wheels[kind]) as content:
+        (name,) = (name for name in content.namelist() if name.endswith(".dist-info/WHEEL"))
+        text = content.read(name).decode()
+    assert f"Root-Is-Purelib: false\nTag: py3-none-manylinux_2_17_{kind}\n" in text
+
+
+def test_a_wheel_with_symbols_of_this_systems_glibc_is_refused(wheels, tmp_path):
+    native = with_library(wheels["x86_64"], tmp_path / wheels["x86_64"].name, LIBRARY.read_bytes())
+    done = check(native, "x86_64")
+    assert done.returncode == 1, done
+    assert "expected symbols of glibc 2.17, found: " in done.stderr
+
+
+def test_a_wheel_without_a_kernel_set_is_refused(wheels, tmp_path):
+    with zipfile.ZipFile(wheels["aarch64"]) as content:
+        library = content.read("plm_edge/native/libplm_edge.so")
+    spoilt = library.replace(b"neon-i8mm\0", b"neon-none\0")
+    assert spoilt != library
+    done = check(
+        with_library(wheels["aarch64"], tmp_path / wheels["aarch64"].name, spoilt), "aarch64"
+    )
+    assert done.returncode == 1, done
+    assert (
+        "expected kernel set neon-i8mm in plm_edge/native/libplm_edge.so, found none" in done.stderr
+    )
+
+
+CROSS = {
+    "gcc": "x86_64",
+    "clang": "x86_64",
+    "gcc -m32": "other",
+    "clang --target=aarch64-linux-android24": "aarch64",
+    "aarch64-linux-gnu-gcc": "aarch64",
+    "zig x86_64-linux-gnu.2.17": "x86_64",
+    "zig aarch64-linux-gnu.2.17": "aarch64",
+}
+
+
+@pytest.mark.parametrize(("command", "machine"), CROSS.items())
+def test_a_compiler_says_its_machine_and_takes_its_flags(command, machine):
+    cc = command.replace("zig", f"{PYTHON} -m ziglang cc -target").split()
+    if not shutil.which(cc[0]):
+        pytest.skip(f"{command.split()[0]} is not installed")
+    if command.split()[0] in ("gcc", "clang") and platform.machine() != "x86_64":
+        pytest.skip("this is not an x86-64 machine")
+    assert machine_of(cc) == machine
+    known = {file for file in ISA_FLAGS if knows(cc, [*FLAGS, *isa_flags(cc, file)])}
+    arm = {file for file in ISA_FLAGS if file.startswith("neon")}
+    if machine == "aarch64":
+        assert known == arm
+    else:  # gcc -m32 too takes the flags; an older compiler lacks some
+        assert known >= ISA_FLAGS.keys() - arm - OPTIONAL.keys()
+        assert not known & arm
+    if "zig" in command:
+        assert known in (arm, ISA_FLAGS.keys() - arm)
