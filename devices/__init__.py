@@ -10,7 +10,14 @@ from plm_edge.errors import UsageError
 
 __all__ = ["ALIASES", "ISAS", "DeviceProfile", "detect", "load", "names"]
 
-ALIASES = {"rpi": "rpi5-4gb", "rpi5": "rpi5-4gb", "rpi4": "rpi4-4gb"}
+ALIASES = {
+    "rpi": "rpi5-4gb",
+    "rpi5": "rpi5-4gb",
+    "rpi4": "rpi4-4gb",
+    "jetson": "jetson-orin-nano",
+    "laptop": "laptop-avx2",
+    "gpu": "rtx3060",
+}
 _PROFILES = Path(__file__).parent / "profiles"
 
 
@@ -24,11 +31,11 @@ def load(name: str) -> DeviceProfile:
     if name == "host":
         return detect()
     if name.endswith(".toml"):
-        return read_profile(Path(name))
+        return read_profile(Path(name), _PROFILES)
     known = ALIASES.get(name, name)
     if known not in names():
         choices = ", ".join([*names(), *ALIASES])
         raise UsageError(
             f"unknown target {name!r}; known are {choices}, or the path of a .toml file"
         )
-    return read_profile(_PROFILES / f"{known}.toml")
+    return read_profile(_PROFILES / f"{known}.toml", _PROFILES)

@@ -157,7 +157,7 @@ def _fit(
     n_ctx = asked.n_ctx if asked.n_ctx is not None else spec.n_ctx_train
     if n_ctx < 1 or (n_ctx > spec.n_ctx_train and not asked.beyond_trained):
         raise UsageError(f"context of {n_ctx} tokens, expected 1..{spec.n_ctx_train} (as trained)")
-    cores = min(profile.performance_cores, MAX_THREADS)
+    cores = min(profile.performance_cores or 1, MAX_THREADS)
     threads = cores if asked.threads is None else asked.threads
     if not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"{threads} threads, expected 1..{MAX_THREADS}")
@@ -171,7 +171,7 @@ def _fit(
         n_ctx=n_ctx,
         cache_type="f16" if asked.cache_type is None else asked.cache_type,
         threads=threads,
-        isa=asked.isa or profile.isa,
+        isa=asked.isa or profile.isa or ISAS[0],
         backend="native",
         prefill_chunk=PREFILL_CHUNK,
         budget=Budget(weights, 0, 0, _INTERPRETER_BYTES + _TOKEN_BYTES * spec.vocab),
@@ -230,19 +230,17 @@ def _speed(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> str:
 
     The head in full: a screened one is a session's choice.
     """
-    if profile.read_bytes_per_s is None:
+    reach = profile.read_bytes_per_s or (profile.decode_bytes_per_s or (None, None))[1]
+    if reach is None:
         return "speed: unknown, as is the read bandwidth of the device"
     tensors = file_tensors(plan.layout, spec, plan.formats)
     looked_up = () if spec.tied else ("token_embd.weight",)  # one row of it a token
     unread = (*looked_up, *head_screen.FORMATS)
     weights = sum(tensor.nbytes for tensor in tensors if tensor.name not in unread)
-    empty, full = (
-        profile.read_bytes_per_s / nbytes for nbytes in (weights, weights + plan.budget.cache)
-    )
+    empty, full = (reach / nbytes for nbytes in (weights, weights + plan.budget.cache))
     return (
         f"speed: at most {empty:.1f} tokens/s, {full:.1f} with a full context and no unit idle: "
-        f"{profile.read_bytes_per_s / 1e9:.1f} GB/s for {mib(weights)} of weights and the cache "
-        f"({profile.sources.get('read_bytes_per_s', 'given')})"
+        f"{reach / 1e9:.1f} GB/s for {mib(weights)} of weights and the cache"
     )
 
 

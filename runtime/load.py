@@ -54,10 +54,10 @@ def load_native(
     activations: str = "int16",
 ) -> Session:
     """A session of our own kernels; arguments and errors as in `load`."""
+    profile = detect()  # before the model: what is taken from here on is in the budget
     exported = _exported_plan(path) if path.is_dir() else None
     model = Model(path / MODEL_FILE if path.is_dir() else path)
     try:
-        profile = detect()
         formats = {name: weight.format for name, weight in model.weights.items()}
         plan, differences = replan_for_load(
             model.spec,

@@ -92,9 +92,7 @@ def test_a_mistake_is_one_line(
 ) -> None:
     small = tmp_path / "small.toml"
     small.write_text(
-        'name = "Toy"\nisa = "scalar"\nram_bytes = 2097152\nusable_bytes = 1048576\ncores = 1\n'
-        'performance_cores = 1\n[source]\nisa = "x"\nram_bytes = "x"\nusable_bytes = "x"\n'
-        'cores = "x"\nperformance_cores = "x"\n'
+        'name = "Toy"\n[memory]\ntotal = "2 MiB"\nusable = "1 MiB"\nsource = "made up"\n'
     )
     words = {
         "hf": checkpoint_of("plain"),
@@ -211,8 +209,8 @@ def test_plan_and_devices(inside: Run, bundle_of: Bundles) -> None:
     assert inside("devices").out == inside("devices", "list").out
     assert "(also: rpi, rpi5)" in inside("devices").out
     assert "rpi5-4gb" in json.loads(inside("devices", "list", "--json").out)["names"]
-    assert json.loads(inside("devices", "show", "rpi", "--json").out)["cores"] == 4
-    assert "ram_bytes" in inside("devices", "detect").out
+    assert json.loads(inside("devices", "show", "rpi", "--json").out)["performance_cores"] == 4
+    assert "memory.usable" in inside("devices", "detect").out
 
 
 @pytest.mark.parametrize(("quant", "cache"), [("Q8_0", "q8_0"), ("q8_0", "Q8_0")])

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from plm_edge import devices
-from plm_edge.devices.profile import read_profile
+from plm_edge.devices.cores import CoreKind
+from plm_edge.devices.profile import read_profile, write_profile
 from plm_edge.errors import FileFormatError, OutputError, UsageError
 from plm_edge.native.kernels import isa_table
 
 GOOD = """
 name = "Board"
+[cpu]
 isa = "neon"
-ram_bytes = 4_000
-usable_bytes = 3_000
-cores = 8
+cores = ["4 x Cortex-A72 at 1.8 GHz", "4 x Cortex-A53"]
 performance_cores = 4
-[source]
-isa = "a"
-ram_bytes = "b"
-usable_bytes = "c"
-cores = "d"
-performance_cores = "e"
+source = "a"
+[memory]
+total = "4 GiB"
+usable = "3 GiB"
+[memory.source]
+total = "b"
+usable = "c"
+[bandwidth]
+nominal = "12.8 GB/s"
+decode = ["3 GB/s", "4 GB/s"]
+source = "d"
 """
 
 
@@ -35,19 +41,61 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
+WANTED = {
+    "rpi4-2gb",
+    "rpi4-4gb",
+    "rpi4-8gb",
+    "rpi5-2gb",
+    "rpi5-4gb",
+    "rpi5-8gb",
+    "rpi5-16gb",
+    "rpi-zero-2w",
+    "jetson-orin-nano",
+    "jetson-orin-nano-super",
+    "orangepi5-8gb",
+    "intel-n100",
+    "intel-n150",
+    "laptop-avx2",
+    "laptop-avx512",
+    "snapdragon-8gen2",
+    "snapdragon-8gen3",
+    "snapdragon-8elite",
+    "android",
+    "apple-m1",
+    "rtx3060",
+    "rtx4060",
+    "rtx4090",
+    "igpu",
+}
+
+
 def test_every_shipped_profile_loads_and_names_its_sources():
-    assert {"rpi5-4gb", "rpi4-4gb", "rpi4-2gb", "android", "host"} <= set(devices.names())
+    assert WANTED | {"host"} <= set(devices.names())
     for name in devices.names():
         profile = devices.load(name)
         known = profile.to_dict()
         assert set(known) - {"name", "source"} == set(profile.sources), name
+        assert all(len(source) > 4 for source in profile.sources.values()), name
+        assert profile.usable_bytes <= profile.ram_bytes
         json.dumps(known)
+
+
+def test_boards_of_one_kind_differ_in_their_memory_alone():
+    for small, large in (("rpi4-2gb", "rpi4-8gb"), ("rpi5-2gb", "rpi5-16gb")):
+        few, many = devices.load(small), devices.load(large)
+        assert few.ram_bytes < many.ram_bytes
+        assert few.usable_bytes < many.usable_bytes
+        same = ("isa", "core_kinds", "performance_cores", "decode_bytes_per_s", "onnx_providers")
+        assert [getattr(few, key) for key in same] == [getattr(many, key) for key in same]
 
 
 def test_aliases_name_the_documented_boards():
     assert devices.load("rpi") == devices.load("rpi5-4gb")
     assert devices.load("rpi").name == "Raspberry Pi 5, 4 GB"
     assert devices.load("rpi4").name == "Raspberry Pi 4, 4 GB"
+    assert devices.load("gpu").gpu_api == "cuda"
+    assert set(devices.ALIASES.values()) <= set(devices.names())
+    assert not set(devices.ALIASES) & set(devices.names())
 
 
 def test_unknown_target_lists_the_known_ones():
@@ -57,27 +105,105 @@ def test_unknown_target_lists_the_known_ones():
 
 def test_a_path_is_a_target_too(tmp_path):
     profile = devices.load(str(written(tmp_path, GOOD)))
-    assert (profile.ram_bytes, profile.performance_cores) == (4000, 4)
+    assert (profile.ram_bytes, profile.usable_bytes) == (4 << 30, 3 << 30)
+    assert (profile.cores, profile.performance_cores) == (8, 4)
+    assert profile.core_kinds[0] == CoreKind(4, "Cortex-A72", 1.8e9)
+    assert profile.core_kinds[1] == CoreKind(4, "Cortex-A53", None)
+    assert profile.decode_bytes_per_s == (3e9, 4e9)
+    assert profile.sources["usable_bytes"] == "c"
+    assert profile.sources["core_kinds"] == "a"
     assert profile.read_bytes_per_s is None  # not in the file: unknown, not 0
+
+
+def test_a_profile_says_only_what_differs_from_a_shipped_one(tmp_path):
+    mine = 'name = "Mine"\nlike = "rpi5-4gb"\n[bandwidth]\nread = "12 GB/s"\nsource = "measured"\n'
+    profile = devices.load(str(written(tmp_path, mine)))
+    assert (profile.name, profile.ram_bytes, profile.isa) == ("Mine", 4 << 30, "neon-dotprod")
+    assert profile.read_bytes_per_s == 12e9
+    assert profile.nominal_bytes_per_s is None  # a section comes whole
+    for like, said in (("rpi9", "like is 'rpi9', expected one of android"), ("rpi5-2gb", "itself")):
+        with pytest.raises(FileFormatError) as error:
+            devices.load(str(written(tmp_path, mine.replace("rpi5-4gb", like))))
+        assert said in str(error.value)
+
+
+def test_unknown_usable_memory_is_half_by_rule_and_says_so(tmp_path):
+    text = GOOD.replace('usable = "3 GiB"\n', "").replace('usable = "c"\n', "")
+    profile = devices.load(str(written(tmp_path, text)))
+    assert profile.usable_bytes == profile.ram_bytes // 2
+    assert profile.sources["usable_bytes"] == "not known: half of the memory, by rule"
+
+
+@pytest.mark.parametrize("name", ["rpi5-8gb", "snapdragon-8gen2", "rtx4090", "apple-m1", "igpu"])
+def test_a_written_profile_reads_the_same(tmp_path, name):
+    profile = devices.load(name)
+    assert devices.load(str(written(tmp_path, write_profile(profile)))) == profile
+
+
+def test_a_measured_profile_reads_the_same(tmp_path):
+    measured = replace(
+        devices.load("rpi4"),
+        name='Board "A\\B"\x1b',
+        layer_bytes_per_s={"Q4_0": 1.5e10, "Q8_0": 1.834e10},
+        attend_mac_per_s={"f16": 6e10},
+        sources=devices.load("rpi4").sources
+        | {"layer_bytes_per_s": "measured", "attend_mac_per_s": "measured"},
+    )
+    again = devices.load(str(written(tmp_path, write_profile(measured))))
+    assert again == replace(measured, name='Board "A\\B"?')
 
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("cores = 8", 'colour = "red"\ncores = 8', "unknown key 'colour'; known are name, isa"),
-        ("cores = 8", "", "cores is missing"),
-        ("cores = 8", "cores = 8.0", "cores is 8.0, expected a whole number above 0"),
-        ("cores = 8", "cores = true", "cores is True, expected a whole number above 0"),
-        ("cores = 8", "cores = 0", "cores is 0, expected a whole number above 0"),
+        ("performance_cores = 4", "colour = 1", "unknown key 'cpu.colour'; known are isa, cores"),
+        (
+            '"Board"',
+            '"Board"\nram_bytes = 1',
+            "unknown key 'ram_bytes'; known are name, like, [cpu]",
+        ),
+        ('"Board"', '"Board"\nmemory = 1', "not a TOML file"),
+        ('total = "4 GiB"\n', "", "memory.total is missing; a profile needs it"),
+        ('name = "Board"\n', "", "name is missing; a profile needs it"),
         ('name = "Board"', "name = 3", "name is 3, expected a string"),
-        ('isa = "neon"', 'isa = "mmx"', "isa is 'mmx', expected one of scalar, avx2"),
-        ('isa = "a"', "", "isa has no source"),
-        ('isa = "a"', 'isa = "a"\nread_bytes_per_s = "x"', "read_bytes_per_s has a source but no"),
-        ('isa = "a"', "isa = 1", "expected a table [source] of strings"),
-        ("[source]", "[sources]", "unknown key 'sources'"),
-        ("3_000", "5_000", "usable_bytes is 5,000, more than ram_bytes (4,000)"),
-        ("cores = 4", "cores = 9", "performance_cores is 9, more than cores (8)"),
-        ("cores = 8", "cores 8", "not a TOML file"),
+        # a number without its unit, or with one of something else
+        ('"4 GiB"', "4", "memory.total is 4: expected a number above 0 and its unit in quotes"),
+        ('"4 GiB"', '"4"', "memory.total is '4': expected a number above 0 and its unit"),
+        ('"4 GiB"', '"4 GB/s"', "memory.total is '4 GB/s': unit 'GB/s', expected one of B, kB"),
+        (
+            '"12.8 GB/s"',
+            "12.8",
+            "bandwidth.nominal is 12.8: expected a number above 0 and its unit",
+        ),
+        ('"12.8 GB/s"', '"12.8 GB"', "bandwidth.nominal is '12.8 GB': unit 'GB', expected one of"),
+        ('"12.8 GB/s"', '"-1 GB/s"', "bandwidth.nominal is '-1 GB/s': expected a number above 0"),
+        ('"12.8 GB/s"', '"0 GB/s"', "bandwidth.nominal is '0 GB/s': expected a number above 0"),
+        ('["3 GB/s", "4 GB/s"]', '"3 GB/s"', "expected the least and the most"),
+        ("at 1.8 GHz", "at 1.8", "has no unit of its clock: GHz"),
+        ('["4 x', '["four x', "cpu.cores is ['four x Cortex-A72"),
+        (
+            "performance_cores = 4",
+            "performance_cores = 4.0",
+            "cpu.performance_cores is 4.0: expected",
+        ),
+        ("performance_cores = 4", "performance_cores = true", "is True: expected a whole number"),
+        ('isa = "neon"', 'isa = "mmx"', "cpu.isa is 'mmx': expected one of scalar, avx2"),
+        # impossible
+        ('"3 GiB"', '"5 GiB"', "memory.usable is 5 GiB, more than memory.total (4 GiB)"),
+        ("cores = 4", "cores = 9", "cpu.performance_cores is 9, more than cpu.cores (8)"),
+        ('"4 GB/s"]', '"14 GB/s"]', "bandwidth.decode is 14 GB/s, more than bandwidth.nominal"),
+        ('["3 GB/s"', '["3.5e9 GB/s"', "expected a number above 0"),
+        (
+            '["3 GB/s"',
+            '["5 GB/s"',
+            "bandwidth.decode is 5 GB/s, more than bandwidth.decode's second",
+        ),
+        # sources
+        ('usable = "c"\n', "", "memory.usable has no source; add it to [memory.source]"),
+        ('usable = "c"', 'usable = "c"\nfree = "x"', "memory.free has a source but no value"),
+        ('source = "a"\n', "", "cpu.source is None, expected where the numbers come from"),
+        ('source = "a"', 'source = " "', "cpu.source is ' ', expected where"),
+        ('name = "Board"', "name Board", "not a TOML file"),
     ],
 )
 def test_a_bad_profile_is_refused_by_name(tmp_path, old, new, said):
@@ -86,6 +212,7 @@ def test_a_bad_profile_is_refused_by_name(tmp_path, old, new, said):
     with pytest.raises(FileFormatError) as error:
         read_profile(path)
     assert said in str(error.value)
+    assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
 
 

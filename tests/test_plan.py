@@ -175,7 +175,7 @@ def test_the_speed_limit_is_bandwidth_over_bytes():
     plan = make_plan(PLM, replace(BOARD, read_bytes_per_s=10**10), quant="Q8_0")
     empty, full = (1e10 / (plan.budget.weights + cache) for cache in (0, 144 * MIB))
     assert f"at most {empty:.1f} tokens/s, {full:.1f} with a full context" in str(plan.reasons)
-    unknown = make_plan(PLM, replace(BOARD, read_bytes_per_s=None), quant="Q8_0")
+    unknown = make_plan(PLM, replace(BOARD, decode_bytes_per_s=None), quant="Q8_0")
     assert "speed: unknown" in str(unknown.reasons)
     # an embedding that is not the head is looked up, not read
     untied = make_plan(replace(PLM, tied=False), replace(BOARD, read_bytes_per_s=10**10), "Q8_0")

@@ -33,7 +33,7 @@ def list_(as_json: Json = False) -> None:
     for name in devices.names():
         aliases = [alias for alias, target in devices.ALIASES.items() if target == name]
         title = "this machine" if name == "host" else devices.load(name).name
-        print(f"{name:16}{title}" + (f" (also: {', '.join(aliases)})" if aliases else ""))
+        print(f"{name:24}{title}" + (f" (also: {', '.join(aliases)})" if aliases else ""))
 
 
 @app.command("show")
@@ -56,11 +56,15 @@ def detect(as_json: Json = False) -> None:
 
 
 def _print(profile: DeviceProfile, as_json: bool) -> None:
-    facts = profile.to_dict()
+    from plm_edge.devices.profile import FIELDS, show_value
+
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print(json.dumps(profile.to_dict(), indent=2))
         return
-    sources = facts.pop("source")
-    for key, value in facts.items():
-        shown = f"{value:,}".replace(",", "_") if isinstance(value, int) else value
-        print(f"{key:18}{shown!s:18}{sources.get(key, '')}".rstrip())
+    print(f"{'name':24}{profile.name}")
+    known = [field for field in FIELDS if field.attribute in profile.sources]
+    for field, following in zip(known, [*known[1:], None], strict=True):
+        print(f"{field.place:24}{show_value(getattr(profile, field.attribute), field.kind)}")
+        source = profile.sources[field.attribute]
+        if following is None or profile.sources[following.attribute] != source:
+            print(f"{'':26}{source}")
