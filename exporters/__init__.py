@@ -22,7 +22,10 @@ from plm_edge.tensors import head_name
 
 __all__ = ["default_folder", "export", "write_bundle"]
 
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's numbers
+_FILE_TYPES = {  # llama.cpp's numbers
+    **{"F32": 0, "F16": 1, "BF16": 32},
+    **{"Q4_0": 2, "Q8_0": 7, "Q4_K": 15, "Q6_K": 18},
+}
 _DRAFT = "draft.gguf"
 _QUANTIZATION_VERSION = 2  # of ggml's blocks
 

@@ -17,6 +17,7 @@ tile16x4: dense matrices. 16 rows stand together; 64 bytes hold 4 consecutive by
                      [row 0: byte 0..3 | row 1: byte 0..3 | ... | row 15]      64 bytes, group 0
                      ...                                                       4 groups
                      ggml's bytes as they are: byte j has value j low, value j + 16 high
+    Q4_K, Q6_K:      256 columns at a time, as superblocks.py draws them
     F32, F16, BF16:  columns 0..3: [row 0: 4 values | row 1 | ... | row 15], then columns 4..7 ...
 
     The rows are padded with zero rows to a multiple of 16 (Q4_0: scale 0, bytes 0x88), the columns
@@ -35,9 +36,11 @@ that an idle unit is not read.
                                [unit 0: byte 16c + j = output 32c + j low,
                                                        output 32c + 16 + j high]   d_model / 2
                                ...                                             32 units
+    Q4_K, Q6_K:                256 units at a time, eight groups behind the scales they share, as
+                               superblocks.py draws them
     F32, F16, BF16:            [unit 0: d_model values], [unit 1], ...         the transpose
 
-    d_model and d_ffn are multiples of 32 for Q8_0 and Q4_0, of anything for the others.
+    d_model is a multiple of 32 and d_ffn of whole blocks for all but F32, F16 and BF16.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from plm_edge import superblocks
 from plm_edge.errors import FileFormatError, UnsupportedError, UsageError
 from plm_edge.formats import Format, format_of
 
@@ -66,9 +70,11 @@ def padded_shape(arr: str, fmt: str, rows: int, cols: int) -> tuple[int, int]:
     elif arr == "tile16x4":
         padded = (_up(rows, TILE), _up(cols, COLUMNS) if form.block == 1 else cols)
     elif arr == "group32":
-        padded = (cols, rows)
+        padded = (rows, cols) if form.name in superblocks.FORMATS else (cols, rows)
         if cols % form.block:
             raise UsageError(f"expected units in groups of {form.block} for {fmt}, found {cols}")
+        if form.block > 1 and rows % GROUP:
+            raise UsageError(f"expected outputs in groups of {GROUP} for {fmt}, found {rows}")
     else:
         raise UnsupportedError(f"expected one of {', '.join(ARRANGEMENTS)}, found {arr!r}")
     form.row_bytes(padded[1])
@@ -142,6 +148,8 @@ def _quad(form: Format) -> str:
 
 
 def _tile(form: Format, packed: Bytes) -> Bytes:
+    if form.name in superblocks.FORMATS:
+        return superblocks.tile(form.name, packed)
     tiles = packed.shape[0] // TILE
     if form.block == 1:
         quads = packed.view(_quad(form)).reshape(tiles, TILE, -1)
@@ -158,6 +166,8 @@ def _tile(form: Format, packed: Bytes) -> Bytes:
 
 
 def _untile(form: Format, data: Bytes, rows: int, cols: int) -> Bytes:
+    if form.name in superblocks.FORMATS:
+        return superblocks.untile(form.name, data, rows)
     tiles = rows // TILE
     if form.block == 1:
         quads = data.view(_quad(form)).reshape(tiles, -1, TILE)
@@ -173,6 +183,8 @@ def _untile(form: Format, data: Bytes, rows: int, cols: int) -> Bytes:
 
 
 def _group(form: Format, packed: Bytes) -> Bytes:
+    if form.name in superblocks.FORMATS:
+        return superblocks.group(form.name, packed)
     outputs = packed.shape[0]
     if form.block == 1:
         values = packed.view(f"<u{form.block_bytes}")
@@ -197,6 +209,8 @@ def _group(form: Format, packed: Bytes) -> Bytes:
 
 
 def _ungroup(form: Format, data: Bytes, outputs: int, units: int) -> Bytes:
+    if form.name in superblocks.FORMATS:
+        return superblocks.ungroup(form.name, data, outputs)
     if form.block == 1:
         values = data.view(f"<u{form.block_bytes}").reshape(units, outputs)
         return np.ascontiguousarray(values.T).view(np.uint8)

@@ -7,11 +7,10 @@ from plm_edge.errors import FileFormatError
 from plm_edge.formats import FORMATS
 from plm_edge.gguf_file import GgufFile
 from plm_edge.layouts import LAYOUTS, FileTensor, Layout, file_tensors
-from plm_edge.native.kernels import FORMAT_CODES
 from plm_edge.spec import ModelSpec
 from plm_edge.tensors import TensorInfo, tensor_table
 
-_FORMAT_OF_TYPE = {fmt.ggml_type: fmt.name for fmt in FORMATS.values() if fmt.name in FORMAT_CODES}
+_FORMAT_OF_TYPE = {fmt.ggml_type: fmt.name for fmt in FORMATS.values()}
 
 
 def tensors_of(file: GgufFile, spec: ModelSpec) -> tuple[Layout, dict[str, FileTensor]]:
@@ -54,7 +53,7 @@ def _format(file: GgufFile, layout: Layout, info: TensorInfo) -> str:
     can_be = (
         (head_screen.FORMATS[info.name],)
         if info.name in head_screen.FORMATS
-        else (tuple(FORMAT_CODES) if info.quantize else ("F32",))
+        else (tuple(FORMATS) if info.quantize else ("F32",))
     )
     if fmt not in can_be:
         wanted = ", ".join(can_be)

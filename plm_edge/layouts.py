@@ -4,7 +4,8 @@ latent   ours: matrices as tile16x4, ffn_down as group32, kv_b and norms as rows
          tensor's name ends in its arrangement ("blk.0.ffn_up.weight.tile16x4"), so that no
          other reader takes it for plain blocks. It declares the ggml type of its numbers and
          the shape of a plain tensor of as many bytes: (rows, cols) padded to the tile for
-         tile16x4, (d_ffn, d_model) for group32. Data aligned to 64 bytes.
+         tile16x4, (d_ffn, d_model) for group32, but for Q4_K and Q6_K, whose blocks are of units:
+         (d_model, d_ffn). Data aligned to 64 bytes.
 plm      llama.cpp's: plain rows under plain names, aligned to 32 bytes.
 """
 

@@ -14,7 +14,7 @@ from plm_edge.runtime.recorder import MappedWeight
 from plm_edge.spec import ModelSpec
 from plm_edge.tensors import head_name
 
-_SCALE_BYTES = 2  # of a block, in Q8_0 and Q4_0
+_SCALE_BYTES = {"Q8_0": 2, "Q4_0": 2, "Q4_K": 16, "Q6_K": 18}  # of a block
 
 
 def step_bytes(
@@ -48,4 +48,4 @@ def step_bytes(
 
 def _scales(weight: MappedWeight) -> int:
     form = format_of(weight.format)
-    return 0 if form.block == 1 else weight.data.nbytes // form.block_bytes * _SCALE_BYTES
+    return weight.data.nbytes // form.block_bytes * _SCALE_BYTES.get(form.name, 0)

@@ -17,6 +17,8 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "add_rows": CFUNCTYPE(None, _P, _I, _P, _I, _P),
     "units": CFUNCTYPE(None, _P, _I, _P, _I, _P),
     "unit_rows": CFUNCTYPE(None, _P, _I, _I, _I, _I, _P),
+    "part_units": CFUNCTYPE(None, _P, _I, _I, _P, _P),
+    "part_rows": CFUNCTYPE(None, _P, _I, _I, _I, _I, _P),
     "mix": CFUNCTYPE(None, _P, _P, _I, _P, _I, _P),
     "pack": CFUNCTYPE(None, _P, _I, _F, _P, _P, _P),
     "pack_halves": CFUNCTYPE(None, _P, _I, _F, _P, _P),
@@ -29,6 +31,7 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "widen": CFUNCTYPE(None, _P, _I, _P),
 }
 _BY_FORMAT = ("tile", "tile_of_bytes", "row", "add_rows", "units", "unit_rows")
+_BY_FORMAT += ("part_units", "part_rows")
 LARGEST, BYTE = ACTIVATIONS["int16"], ACTIVATIONS["int8"]
 PANEL = 8191  # PLM_PANEL
 
@@ -129,6 +132,21 @@ class Primitives:
         function = self._table.unit_rows[FORMAT_CODES[fmt]]
         function(data.ctypes.data, width, first, last, count, y.ctypes.data)
         return y.reshape(count, last - first)
+
+    def part_units(self, fmt, data, part, a, y):
+        """`units` of group `part` of 256 units, for formats of superblocks."""
+        data, out, coefficients = unaligned(data), floats(len(y)), floats(len(a))
+        out[:], coefficients[:] = y, a
+        pointers = (coefficients.ctypes.data, out.ctypes.data)
+        self._table.part_units[FORMAT_CODES[fmt]](data.ctypes.data, len(y), part, *pointers)
+        return out
+
+    def part_rows(self, fmt, data, width, part, first, last):
+        """Weights (32, last - first) of group `part` of 256 units."""
+        data, y = unaligned(data), floats(32 * (last - first), np.nan)
+        function = self._table.part_rows[FORMAT_CODES[fmt]]
+        function(data.ctypes.data, width, part, first, last, y.ctypes.data)
+        return y.reshape(32, last - first)
 
     def mix(self, a, which, w, y):
         factors, rows, out = floats(len(a)), floats(w.size), floats(len(y))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from plm_edge.arrangements import ARRANGEMENTS, arrange, arranged_bytes, padded_shape, restore
 from plm_edge.errors import FileFormatError, UnsupportedError, UsageError
-from plm_edge.formats import FORMATS, format_of, quantize
+from plm_edge.formats import FORMATS, dequantize, format_of
 
 NAMES = list(FORMATS)
 
@@ -21,8 +21,9 @@ def packed_matrix(fmt: str, rows: int, cols: int) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("fmt", NAMES)
 @pytest.mark.parametrize("arr", ARRANGEMENTS)
-@pytest.mark.parametrize(("rows", "cols"), [(32, 32), (64, 96), (96, 1056), (160, 64)])
+@pytest.mark.parametrize(("rows", "cols"), [(32, 1), (64, 3), (96, 33), (160, 2)])
 def test_restore_gives_back_the_bytes(arr, fmt, rows, cols):
+    cols *= max(32, format_of(fmt).block)
     packed = packed_matrix(fmt, rows, cols)
     data = arrange(arr, fmt, packed, cols)
     assert data.shape == (arranged_bytes(arr, fmt, rows, cols),)
@@ -102,6 +103,64 @@ def test_groups_of_q4_0_nibble_by_nibble():
                 assert data[byte] >> 4 * (output % 32 // 16) & 15 == value
 
 
+def quant_of(fmt: str, block: NDArray[np.uint8], n: int) -> int:
+    """Value n of a superblock, as ggml-quants.c takes it apart."""
+    if fmt == "Q4_K":
+        return int(block[16 + n // 64 * 32 + n % 32]) >> 4 * (n // 32 % 2) & 15
+    half, k, i = n // 128, n // 32 % 4, n % 32
+    low = int(block[64 * half + 32 * (k % 2) + i]) >> 4 * (k // 2) & 15
+    return low | (int(block[128 + 32 * half + i]) >> 2 * k & 3) << 4
+
+
+SUPERS = {
+    "Q4_K": (144, 16, (0, 1, 2, 3), range(4, 16)),
+    "Q6_K": (210, 18, (208, 209), range(192, 208)),
+}
+
+
+@pytest.mark.parametrize("fmt", SUPERS)
+def test_tiles_of_superblocks_byte_by_byte(fmt):
+    rows, cols, (size, _, halves, scales) = 21, 512, SUPERS[fmt]
+    packed = packed_matrix(fmt, rows, cols)
+    data = arrange("tile16x4", fmt, packed, cols)
+    quants = range(16, 144) if fmt == "Q4_K" else range(192)
+    grouped = [*halves, *scales, *quants] if fmt == "Q4_K" else [*scales, *quants]
+    for row in range(rows):
+        for column in range(2):
+            base = (row // 16 * 2 + column) * 16 * size
+            block = packed[row, column * size :][:size]
+            if fmt == "Q6_K":
+                assert (data[base + 2 * (row % 16) :][:2] == block[208:]).all()
+                base += 32
+            for k, byte in enumerate(grouped):
+                assert data[base + k // 4 * 64 + 4 * (row % 16) + k % 4] == block[byte]
+    assert len(data) == 32 * 2 * size
+
+
+@pytest.mark.parametrize("fmt", SUPERS)
+def test_groups_of_superblocks_quant_by_quant(fmt):
+    outputs, units, (size, before, halves, scales) = 64, 512, SUPERS[fmt]
+    packed = packed_matrix(fmt, outputs, units)
+    data = arrange("group32", fmt, packed, units)
+    unit_bytes = outputs // 2 if fmt == "Q4_K" else outputs // 4 * 3
+    for column in range(2):
+        base = column * size * outputs
+        for output in range(outputs):
+            block = packed[output, column * size :][:size]
+            for k, byte in enumerate(halves):
+                assert data[base + (k // 2 * outputs + output) * 2 + k % 2] == block[byte]
+            for k, byte in enumerate(scales):
+                assert data[base + (len(halves) + k) * outputs + output] == block[byte]
+            for n in range(256):
+                row = data[base + before * outputs + n * unit_bytes :][:unit_bytes]
+                got = int(row[output // 32 * 16 + output % 16]) >> 4 * (output // 16 % 2) & 15
+                if fmt == "Q6_K":
+                    high = row[outputs // 2 + output // 32 * 8 + output % 8]
+                    got |= (int(high) >> 2 * (output // 8 % 4) & 3) << 4
+                assert got == quant_of(fmt, block, n)
+    assert len(data) == 2 * size * outputs
+
+
 def test_groups_of_floats_are_the_transpose():
     packed = packed_matrix("F16", 5, 7)
     data = arrange("group32", "F16", packed, 7)
@@ -110,33 +169,36 @@ def test_groups_of_floats_are_the_transpose():
 
 @pytest.mark.parametrize("fmt", NAMES)
 def test_tiles_may_be_arranged_in_blocks_of_rows(fmt):
-    packed = packed_matrix(fmt, 100, 64)
-    parts = [arrange("tile16x4", fmt, packed[start : start + 48], 64) for start in (0, 48, 96)]
-    np.testing.assert_array_equal(np.concatenate(parts), arrange("tile16x4", fmt, packed, 64))
+    packed = packed_matrix(fmt, 100, 512)
+    parts = [arrange("tile16x4", fmt, packed[start : start + 48], 512) for start in (0, 48, 96)]
+    np.testing.assert_array_equal(np.concatenate(parts), arrange("tile16x4", fmt, packed, 512))
 
 
 @pytest.mark.parametrize("fmt", NAMES)
 def test_padding_rows_are_zeros_of_the_format(fmt):
-    packed = quantize(fmt, np.ones((3, 32), np.float32))
-    data = arrange("tile16x4", fmt, packed, 32)
-    pads = restore("tile16x4", fmt, data, 16, 32)[3:]
-    zeros = quantize(fmt, np.zeros((13, 32), np.float32))
+    packed = packed_matrix(fmt, 3, 256)
+    data = arrange("tile16x4", fmt, packed, 256)
+    pads = restore("tile16x4", fmt, data, 16, 256)[3:]
+    np.testing.assert_array_equal(dequantize(fmt, pads, 256), np.zeros((13, 256)))
     if fmt == "Q4_0":
-        zeros[:, 1] = 0  # ggml gives a block of zeros the scale -0
-    np.testing.assert_array_equal(pads, zeros)
+        assert (pads.reshape(13, 8, 18)[..., 2:] == 0x88).all()
 
 
 @pytest.mark.parametrize("fmt", NAMES)
 @pytest.mark.parametrize("arr", ARRANGEMENTS)
 def test_the_declared_shape_has_the_same_bytes(arr, fmt):
-    padded_rows, padded_cols = padded_shape(arr, fmt, 96, 64)
+    padded_rows, padded_cols = padded_shape(arr, fmt, 96, 512)
     plain = padded_rows * format_of(fmt).row_bytes(padded_cols)
-    assert plain == arranged_bytes(arr, fmt, 96, 64)
+    assert plain == arranged_bytes(arr, fmt, 96, 512)
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(UsageError, match="multiple of 32 values for Q4_0, found 40"):
+    with pytest.raises(UsageError, match="outputs in groups of 32 for Q4_0, found 40"):
         arranged_bytes("group32", "Q4_0", 40, 64)
+    with pytest.raises(UsageError, match="outputs in groups of 32 for Q6_K, found 40"):
+        arranged_bytes("group32", "Q6_K", 40, 256)
+    with pytest.raises(UsageError, match="units in groups of 256 for Q4_K, found 128"):
+        arranged_bytes("group32", "Q4_K", 64, 128)
     with pytest.raises(UsageError, match="found 40"):
         arranged_bytes("group32", "Q8_0", 64, 40)
     with pytest.raises(UnsupportedError, match="found 'tile8'"):

@@ -3,7 +3,7 @@
 #ifndef PLM_AVX2_H
 #define PLM_AVX2_H
 
-#include "kernels.h"
+#include "superblocks.h"
 
 #include <immintrin.h>
 

@@ -241,11 +241,14 @@ static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t 
 
 const plm_isa plm_avx512_vnni = {
     .name = "avx512-vnni",
-    .tile = {avx512_tile_f32, avx512_tile_f16, avx512_tile_bf16, tile_q8_0, tile_q4_0},
-    .row = {avx512_row_f32, avx512_row_f16, avx512_row_bf16, row_q8_0, row_q4_0},
-    .add_rows = {avx512_add_f32, avx512_add_f16, avx512_add_bf16, avx512_add_q8_0, avx512_add_q4_0},
+    .tile = {avx512_tile_f32, avx512_tile_f16, avx512_tile_bf16, tile_q8_0, tile_q4_0, plm_scalar_tile_q4_k,
+             plm_scalar_tile_q6_k},
+    .row = {avx512_row_f32, avx512_row_f16, avx512_row_bf16, row_q8_0, row_q4_0, plm_scalar_row_q4_k, plm_scalar_row_q6_k},
+    .add_rows = {avx512_add_f32, avx512_add_f16, avx512_add_bf16, avx512_add_q8_0, avx512_add_q4_0, plm_scalar_add_q4_k,
+                 plm_scalar_add_q6_k},
     .units = {avx512_units_f32, avx512_units_f16, avx512_units_bf16, units_q8_0, units_q4_0},
     .unit_rows = {avx512_rows_f32, avx512_rows_f16, avx512_rows_bf16, avx512_rows_q8_0, avx512_rows_q4_0},
+    PLM_SCALAR_PARTS,
     .mix = avx512_mix,
     .pack = avx512_pack,
     .pack_halves = avx512_pack_halves,

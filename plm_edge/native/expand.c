@@ -123,13 +123,27 @@ static void row_to_integers(const uint8_t *w, int format, int32_t cols, int16_t 
     }
 }
 
+/* Of Q4_K and Q6_K no part of 32 is integers times one scale: rounded as the cached rows are. */
+static void super_row_to_integers(const plm_attention *a, const uint8_t *row, float *wide, int16_t *q, float *scale) {
+    const float one = 1.0f;
+    memset(wide, 0, (size_t)a->rank * sizeof *wide);
+    a->isa->add_rows[a->kv_b.format](row, a->rank, &one, 1, wide);
+    a->isa->pack(wide, a->rank, PLM_PANEL, q, scale, NULL);
+}
+
 /* The head's weights as panels, and the queries of all tokens as integers. */
 static void begin_expand(const plm_attention *a, int32_t h, const expand_room *w) {
     int32_t both = a->nope + a->v_head, rank = a->rank, T = a->step->n_tokens, keys = key_width(a);
     int32_t nope = plm_whole_blocks(a->nope);
-    for (int32_t i = 0; i < both; i++)
-        row_to_integers(plm_head_row(a, h, i), a->kv_b.format, rank, w->w + (int64_t)i * rank,
-                        w->w_scale + i * (rank / PLM_BLOCK));
+    for (int32_t i = 0; i < both; i++) {
+        const uint8_t *row = plm_head_row(a, h, i);
+        int16_t *q = w->w + (int64_t)i * rank;
+        float *scale = w->w_scale + i * (rank / PLM_BLOCK);
+        if (plm_is_super(a->kv_b.format))
+            super_row_to_integers(a, row, w->rows.wide, q, scale);
+        else
+            row_to_integers(row, a->kv_b.format, rank, q, scale);
+    }
     plm_weave_rows(a->isa, w->w, w->w_scale, both, rank, w->panels, w->scales);
     for (int32_t t = 0; t < T; t++) {
         const float *q = a->q + ((int64_t)t * a->heads + h) * (a->nope + a->rope);

@@ -1,24 +1,49 @@
 /* The squared-ReLU pair: down max(up x, 0)^2, idle units skipped. For few tokens both matrices pass in one kernel
  * (FIRE, GATHER), bound by memory; for many, bound by arithmetic, up is a product like others and SQUARE and DOWN do
  * the rest. */
-#include "kernels.h"
+#include "superblocks.h"
 
 enum { GATHER_OUTPUTS = 256, SQUARE_GROUPS = 8, LINE = 64 };
 enum { DOWN_OUTPUTS = 128 }; /* of an item of DOWN: 32 units of them are 16 KB, half an L1 */
 
 static int64_t unit_bytes(const plm_matrix *down) {
+    if (plm_is_super(down->format)) return plm_unit_bytes_super(down->format, down->rows);
     if (down->format == PLM_Q4_0) return down->rows / 2;
     return down->format == PLM_Q8_0 ? down->rows : plm_row_bytes(down->format, down->rows);
 }
 
 static int32_t units_of(const plm_matrix *down, int32_t g) { return plm_min(PLM_BLOCK, down->cols - g * PLM_BLOCK); }
 
-/* Where group g of 32 units lies; `rows`: where its unit rows begin. Float formats have no scales before them. */
+/* Where group g of 32 units lies; `rows`: where its unit rows begin. Float formats have no scales before them; those of
+ * superblocks lie before eight groups. */
 static const uint8_t *group_at(const plm_matrix *down, int32_t g, const uint8_t **rows) {
+    if (plm_is_super(down->format)) {
+        const uint8_t *super = down->data + g / PLM_PARTS * (down->rows * plm_row_bytes(down->format, PLM_SUPER));
+        *rows = plm_part_rows_at(super, down->format, down->rows, g % PLM_PARTS);
+        return super;
+    }
     int64_t scales = down->format >= PLM_Q8_0 ? 2 * (int64_t)down->rows : 0;
     const uint8_t *group = down->data + g * (scales + PLM_BLOCK * unit_bytes(down));
     *rows = group + scales;
     return group;
+}
+
+/* y += group g of down times its units a. */
+static void add_group(const plm_isa *isa, const plm_matrix *down, int32_t g, const float *a, float *y) {
+    const uint8_t *rows, *group = group_at(down, g, &rows);
+    if (plm_is_super(down->format))
+        isa->part_units[down->format](group, down->rows, g % PLM_PARTS, a, y);
+    else
+        isa->units[down->format](group, down->rows, a, units_of(down, g), y);
+}
+
+/* w = the weights of group g for outputs first .. last. */
+static void widen_group(const plm_isa *isa, const plm_matrix *down, int32_t g, int32_t first, int32_t last, float *w) {
+    const uint8_t *rows, *group = group_at(down, g, &rows);
+    if (plm_is_super(down->format))
+        isa->part_rows[down->format](group, down->rows, g % PLM_PARTS, first, last, w);
+    else
+        isa->unit_rows[down->format](group, down->rows, first, last, units_of(down, g), w);
 }
 
 size_t plm_fire_items(const void *p) {
@@ -42,7 +67,7 @@ static void fire_up(const plm_fire *a, int32_t first, int32_t last) {
 
 /* Ask memory for the rows of group g that fired for any token. Returns how many that are. */
 static int32_t ask_for_group(const plm_fire *a, int32_t g) {
-    const uint8_t *rows, *scales = group_at(&a->down, g, &rows);
+    const uint8_t *rows, *scales = group_at(&a->down, g, &rows), *end = rows;
     int64_t bytes = unit_bytes(&a->down), all = a->down.cols;
     uint32_t left = 0; /* a bit for each unit */
     int32_t count = 0;
@@ -52,7 +77,8 @@ static int32_t ask_for_group(const plm_fire *a, int32_t g) {
     for (; left; left &= left - 1, count++)
         for (int64_t at = 0; at < bytes; at += LINE)
             __builtin_prefetch(rows + __builtin_ctz(left) * bytes + at);
-    for (const uint8_t *at = scales; count && at < rows; at += LINE) __builtin_prefetch(at);
+    if (plm_is_super(a->down.format)) plm_scales_of_part(a->down.format, a->down.rows, g % PLM_PARTS, &scales, &end);
+    for (const uint8_t *at = scales; count && at < end; at += LINE) __builtin_prefetch(at);
     return count;
 }
 
@@ -69,11 +95,10 @@ void plm_fire_item(const void *p, size_t slice, int thread) {
     fire_up(a, first * PLM_BLOCK, plm_min(last * PLM_BLOCK, a->down.cols));
     count = ask_for_group(a, first);
     for (int32_t g = first; g < last; g++) { /* down of one group while the next one comes */
-        const uint8_t *rows, *group = group_at(&a->down, g, &rows);
         int32_t ahead = g + 1 < last ? ask_for_group(a, g + 1) : 0;
         for (int32_t t = 0; t < a->step->n_tokens && count; t++)
-            a->isa->units[a->down.format](group, a->down.rows, a->h + (int64_t)t * a->down.cols + g * PLM_BLOCK,
-                                          units_of(&a->down, g), y + t * PLM_SLICES * width);
+            add_group(a->isa, &a->down, g, a->h + (int64_t)t * a->down.cols + g * PLM_BLOCK,
+                      y + t * PLM_SLICES * width);
         a->unit_rows[slice] += count;
         count = ahead;
     }
@@ -134,9 +159,8 @@ static void down_group(const plm_down *a, int32_t g, int32_t first, int32_t n, f
     int32_t tokens = a->step->n_tokens;
     const float *fired = a->fired + (int64_t)g * tokens * PLM_BLOCK;
     const uint8_t *which = a->which + (int64_t)g * tokens * PLM_BLOCK, *count = a->count + (int64_t)g * tokens;
-    const uint8_t *rows, *group = group_at(&a->down, g, &rows);
     float w[PLM_BLOCK * DOWN_OUTPUTS];
-    a->isa->unit_rows[a->down.format](group, a->down.rows, first, first + n, units_of(&a->down, g), w);
+    widen_group(a->isa, &a->down, g, first, first + n, w);
     for (int32_t t = 0; t < tokens; fired += count[t], which += count[t], t++)
         a->isa->mix(fired, which, count[t], w, n, sum + (int64_t)t * n);
 }

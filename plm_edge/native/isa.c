@@ -27,6 +27,12 @@ const plm_isa *plm_isa_at(int index) {
     return index >= 0 && index < (int)(sizeof sets / sizeof *sets) ? sets[index] : NULL;
 }
 
+const plm_isa *plm_isa_for(const plm_isa *isa, int format) {
+    for (int i = 0; plm_isa_at(i); i++)
+        if (plm_isa_at(i)->tile[format] == isa->tile[format]) return plm_isa_at(i);
+    return isa;
+}
+
 const char *plm_isa_name(const plm_isa *isa) { return isa->name; }
 
 #if defined(__x86_64__)

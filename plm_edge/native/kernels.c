@@ -1,6 +1,6 @@
 /* The kernels, once for all instruction sets: what is an item, what it reads, what it writes. Here embedding, norm,
  * products and the cache; attend.c, expand.c, feed_forward.c and screen.c have the others. */
-#include "kernels.h"
+#include "superblocks.h"
 
 enum { ROWS_PER_ITEM = 64, TOKENS_PER_TILE = 32 }; /* a tile is unpacked once for so many tokens */
 
@@ -42,6 +42,10 @@ static void embed_item(const void *p, size_t t, int thread) {
         return;
     }
     const uint8_t *tile = w->data + id / PLM_TILE * plm_tile_bytes(w->format, w->cols);
+    if (plm_is_super(w->format)) {
+        plm_embed_super(a->isa, w, tile, id % PLM_TILE, y);
+        return;
+    }
     for (int32_t c = 0; c < w->cols; c++) y[c] = tile_value(tile, w->format, id % PLM_TILE, c);
 }
 

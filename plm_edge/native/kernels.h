@@ -4,6 +4,7 @@
 
 #include "plm.h"
 #include "plm_math.h"
+#include "quantize_k.h"
 
 static inline size_t plm_ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 static inline int32_t plm_min(int32_t a, int32_t b) { return a < b ? a : b; }
@@ -16,14 +17,18 @@ static inline float plm_squared_relu(float x) { return x <= 0.0f ? 0.0f : x * x;
 static inline float plm_half_at(const uint8_t *p) { return plm_f16((uint16_t)(p[0] | p[1] << 8)); }
 
 static inline int64_t plm_row_bytes(int format, int32_t cols) {
-    static const uint8_t block_bytes[PLM_FORMATS] = {4, 2, 2, 34, 18};
-    return (int64_t)block_bytes[format] * (format >= PLM_Q8_0 ? cols / PLM_BLOCK : cols);
+    static const uint8_t bytes[PLM_FORMATS] = {4, 2, 2, 34, 18, PLM_Q4_K_BYTES, PLM_Q6_K_BYTES};
+    static const int16_t values[PLM_FORMATS] = {1, 1, 1, PLM_BLOCK, PLM_BLOCK, PLM_SUPER, PLM_SUPER};
+    return (int64_t)bytes[format] * (cols / values[format]);
 }
 
 /* Bytes of 16 rows in TILE16X4; a float tile is padded to whole groups of 4 columns. */
 static inline int64_t plm_tile_bytes(int format, int32_t cols) {
     return PLM_TILE * plm_row_bytes(format, format >= PLM_Q8_0 ? cols : (cols + 3) / 4 * 4);
 }
+
+/* Formats of superblocks. */
+static inline int plm_is_super(int format) { return format >= PLM_Q4_K; }
 
 typedef void plm_tile(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                       int32_t stride);

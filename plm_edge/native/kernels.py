@@ -26,7 +26,7 @@ from plm_edge.errors import OutputError, UnsupportedError
 from plm_edge.native import lib
 
 BLOCK, TILE, SLICES, FEW = 32, 16, 16, 8
-FORMAT_CODES = {"F32": 0, "F16": 1, "BF16": 2, "Q8_0": 3, "Q4_0": 4}
+FORMAT_CODES = {"F32": 0, "F16": 1, "BF16": 2, "Q8_0": 3, "Q4_0": 4, "Q4_K": 5, "Q6_K": 6}
 ARRANGEMENT_CODES = {"rows": 0, "tile16x4": 1, "group32": 2}
 ACTIVATIONS = {"int16": 32767, "int8": 127}  # the largest integer: PLM_LARGEST, PLM_BYTE
 CACHE_CODES = {"f32": 0, "f16": 1, "q8_0": 2}
@@ -313,6 +313,15 @@ def find_isa(name: str | None = None) -> tuple[str, int]:
             "leave --isa away to let the best one be chosen"
         )
     return name, table[name]
+
+
+def set_for(isa: int, fmt: str) -> str:
+    """The name of the set whose kernels multiply that format: isa's own, or an earlier one's."""
+    function, name = lib().plm_isa_for, lib().plm_isa_name
+    function.restype, function.argtypes = c_void_p, (c_void_p, c_int)
+    name.restype, name.argtypes = c_char_p, (c_void_p,)
+    found: bytes = name(function(isa, FORMAT_CODES[fmt]))
+    return found.decode()
 
 
 def aligned(size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:

@@ -3,7 +3,7 @@
 #ifndef PLM_NEON_H
 #define PLM_NEON_H
 
-#include "kernels.h"
+#include "superblocks.h"
 
 #include <arm_neon.h>
 
@@ -161,7 +161,10 @@ typedef void panel_of(const int16_t *panel, const float *scales, int32_t blocks,
 #define NEON_SHARED                                                                                             \
     .tile[PLM_F32] = neon_tile_f32, .tile[PLM_F16] = neon_tile_f16, .tile[PLM_BF16] = neon_tile_bf16,           \
     .row[PLM_F32] = neon_row_f32, .row[PLM_F16] = neon_row_f16, .row[PLM_BF16] = neon_row_bf16,                 \
-    .add_rows = {neon_add_f32, neon_add_f16, neon_add_bf16, neon_add_q8_0, neon_add_q4_0},                      \
+    .add_rows = {neon_add_f32, neon_add_f16, neon_add_bf16, neon_add_q8_0, neon_add_q4_0,                       \
+                 plm_scalar_add_q4_k, plm_scalar_add_q6_k},                                                     \
+    .tile[PLM_Q4_K] = plm_scalar_tile_q4_k, .tile[PLM_Q6_K] = plm_scalar_tile_q6_k,                             \
+    .row[PLM_Q4_K] = plm_scalar_row_q4_k, .row[PLM_Q6_K] = plm_scalar_row_q6_k, PLM_SCALAR_PARTS,               \
     .units[PLM_F32] = neon_units_f32, .units[PLM_F16] = neon_units_f16, .units[PLM_BF16] = neon_units_bf16,     \
     .unit_rows = {neon_unit_rows_f32, neon_unit_rows_f16, neon_unit_rows_bf16, neon_unit_rows_q8_0,             \
                   neon_unit_rows_q4_0},                                                                         \

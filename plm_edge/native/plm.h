@@ -7,7 +7,8 @@
  *
  * Numbers: activations are float. Against integer weights (Q8_0, Q4_0) they enter as 16-bit integers with
  * one scale for each block of 32 values, so the sums inside a block are exact in 32 bits:
- * 128 * 32767 * 32 < 2^31. docs/layouts.md draws the weight arrangements.
+ * 128 * 32767 * 32 < 2^31. Q4_K and Q6_K have superblocks of 256 values, eight parts of 32 that meet one block of
+ * activations each. docs/layouts.md draws the weight arrangements.
  */
 #ifndef PLM_H
 #define PLM_H
@@ -31,10 +32,10 @@ enum { PLM_BYTE = 127 };
 enum { PLM_FEW = 8 };
 
 /* Weight formats, in the order of every table below; plm_edge/native/kernels.py has the same order. */
-enum { PLM_F32, PLM_F16, PLM_BF16, PLM_Q8_0, PLM_Q4_0, PLM_FORMATS };
+enum { PLM_F32, PLM_F16, PLM_BF16, PLM_Q8_0, PLM_Q4_0, PLM_Q4_K, PLM_Q6_K, PLM_FORMATS };
 
 /* Arrangements. ROWS: ggml rows. TILE16X4: 16 rows interleaved, 4 values each. GROUP32: 32 units, unit by
- * unit, scales of all outputs first. */
+ * unit, scales of all outputs first; of Q4_K and Q6_K eight such groups behind the scales they share. */
 enum { PLM_ROWS, PLM_TILE16X4, PLM_GROUP32 };
 
 /* A weight matrix where it lies in the mapped file. rows x cols as the mathematics has them (y = W x). */
@@ -80,6 +81,11 @@ typedef struct {
     /* w[n * (last - first) + o - first] = weight of unit n of a group for output o, first <= o < last (both multiples
      * of 32 unless last is the end). */
     void (*unit_rows[PLM_FORMATS])(const uint8_t *group, int32_t width, int32_t first, int32_t last, int32_t units,
+                                   float *w);
+    /* `units` and `unit_rows` of Q4_K and Q6_K, NULL for the others: group `part` (0..7) of the 256 units that begin at
+     * `super`. */
+    void (*part_units[PLM_FORMATS])(const uint8_t *super, int32_t width, int32_t part, const float *a, float *y);
+    void (*part_rows[PLM_FORMATS])(const uint8_t *super, int32_t width, int32_t part, int32_t first, int32_t last,
                                    float *w);
     /* y[0..n) += sum over k < count of a[k] * row which[k] of w (rows of n floats). */
     void (*mix)(const float *a, const uint8_t *which, int32_t count, const float *w, int32_t n, float *y);
@@ -297,6 +303,8 @@ PLM_API size_t plm_attention_scratch(int32_t heads, int32_t nope, int32_t rope, 
 PLM_API const plm_isa *plm_isa_at(int index); /* NULL past the end */
 PLM_API const char *plm_isa_name(const plm_isa *isa);
 PLM_API int plm_isa_runs(const plm_isa *isa);
+/* The set whose kernels do a token's products of that format: isa, or the earlier one that it takes them from. */
+PLM_API const plm_isa *plm_isa_for(const plm_isa *isa, int format);
 
 /* ---- the bandwidth of memory (bandwidth.c) ---- */
 

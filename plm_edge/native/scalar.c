@@ -1,5 +1,5 @@
 /* The scalar set: plain C, the same bits on every machine, the oracle of every other set. */
-#include "kernels.h"
+#include "superblocks.h"
 
 static inline uint16_t load16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
 
@@ -312,11 +312,12 @@ static void widen(const uint16_t *f16, int32_t n, float *y) {
 
 const plm_isa plm_scalar = {
     .name = "scalar",
-    .tile = {tile_f32, tile_f16, tile_bf16, tile_q8_0, tile_q4_0},
-    .row = {row_f32, row_f16, row_bf16, row_q8_0, row_q4_0},
-    .add_rows = {add_f32, add_f16, add_bf16, add_q8_0, add_q4_0},
+    .tile = {tile_f32, tile_f16, tile_bf16, tile_q8_0, tile_q4_0, plm_scalar_tile_q4_k, plm_scalar_tile_q6_k},
+    .row = {row_f32, row_f16, row_bf16, row_q8_0, row_q4_0, plm_scalar_row_q4_k, plm_scalar_row_q6_k},
+    .add_rows = {add_f32, add_f16, add_bf16, add_q8_0, add_q4_0, plm_scalar_add_q4_k, plm_scalar_add_q6_k},
     .units = {units_f32, units_f16, units_bf16, units_q8_0, units_q4_0},
     .unit_rows = {unit_rows_f32, unit_rows_f16, unit_rows_bf16, unit_rows_q8_0, unit_rows_q4_0},
+    PLM_SCALAR_PARTS,
     .mix = mix,
     .pack = pack,
     .pack_halves = pack_halves,
