@@ -12,6 +12,7 @@ from plm_edge.atomic import check_space
 from plm_edge.bundle import MODEL_FILE, Manifest, new_bundle, write_manifest
 from plm_edge.checkpoint import open_checkpoint
 from plm_edge.checkpoint.hub import resolve_model
+from plm_edge.exporters.deepseek2 import as_deepseek2
 from plm_edge.exporters.gguf_writer import Progress, file_bytes, header_bytes, write_gguf
 from plm_edge.exporters.screen import Calibration, from_states, head_rows, screened
 from plm_edge.exporters.source import Source, from_checkpoint
@@ -83,6 +84,8 @@ def write_bundle(
     With `calibration` the model is written twice: without its screened head, to see the states.
     """
     tensors = file_tensors(plan.layout, source.spec, plan.formats)
+    if plan.layout == "deepseek2":
+        source = as_deepseek2(source, plan.formats)
     with new_bundle(out, force) as folder:
         if calibration is not None:
             source = _calibrated(source, plan, calibration, folder / _DRAFT)

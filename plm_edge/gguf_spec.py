@@ -1,6 +1,6 @@
-"""ModelSpec to and from the keys of a GGUF file, for the architectures `plm` and our own.
+"""ModelSpec to and from the keys of a GGUF file, for `plm`, `deepseek2` and our own architecture.
 
-Both use llama.cpp's suffixes (gguf-py, constants.py). Ours says besides what llama.cpp's graph of
+All use llama.cpp's suffixes (gguf-py, constants.py). Ours says besides what llama.cpp's graph of
 `plm` takes for granted: the kinds of the layers, the eps of the latent's norm, whether the head is
 tied, and the version of its layout.
 """
@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from plm_edge.deepseek2 import GATE_KEY
 from plm_edge.errors import FileFormatError, SpecError, UnsupportedError, short
 from plm_edge.gguf_file import GgufFile
 from plm_edge.spec import ModelSpec, check_values
 
 PLM_ARCH = "plm"
+DEEPSEEK2_ARCH = "deepseek2"
 LATENT_ARCH = "plm-edge-latent"
+ARCHS = (PLM_ARCH, DEEPSEEK2_ARCH, LATENT_ARCH)
 LAYOUT_VERSION = 1
 
 _SIZES = {
@@ -33,7 +36,8 @@ _SIZES = {
 }
 _FLOATS = {"rope_theta": "rope.freq_base", "eps": "attention.layer_norm_rms_epsilon"}
 _KEY_LENGTH = "attention.key_length"  # nope + rope
-_KV_HEADS = "attention.head_count_kv"
+# deepseek2 says the widths of a head with other suffixes; without them they are those of the cache.
+_DEEPSEEK2 = {"v_head": "attention.value_length_mla", "nope": "attention.key_length_mla"}
 _EXTRA = {
     "latent_eps": "attention.latent_layer_norm_epsilon",
     "attention": "attention.kind",
@@ -58,35 +62,64 @@ def spec_to_gguf(spec: ModelSpec, arch: str) -> dict[str, int | float | bool | s
 
     What llama.cpp's `plm` cannot say is refused where its tensors are laid out (layouts.py).
     """
-    values = spec.to_dict()
-    keys: dict[str, int | float | bool | str] = {
-        f"{arch}.{suffix}": values[field] for field, suffix in (_SIZES | _FLOATS).items()
-    }
-    keys[f"{arch}.{_KEY_LENGTH}"] = spec.nope + spec.rope
-    keys[f"{arch}.{_KV_HEADS}"] = spec.heads
-    if arch == LATENT_ARCH:
-        keys |= {f"{arch}.{suffix}": values[field] for field, suffix in _EXTRA.items()}
-        keys[f"{arch}.{_VERSION}"] = LAYOUT_VERSION
-    elif arch != PLM_ARCH:
+    if arch not in ARCHS:
         raise ValueError(f"no keys for the architecture {arch!r}")
+    values = {**spec.to_dict(), "nope": spec.nope + spec.rope}
+    names = _names(arch)
+    keys: dict[str, int | float | bool | str] = {
+        key: values[field] for field, key in names.items() if field not in _EXTRA
+    }
+    keys |= _derived(arch, values)
+    if arch == LATENT_ARCH:
+        keys |= {names[field]: values[field] for field in _EXTRA}
+        keys[f"{arch}.{_VERSION}"] = LAYOUT_VERSION
     return keys
+
+
+def _names(arch: str) -> dict[str, str]:
+    """Field of the spec -> key. That of `nope` holds nope + rope."""
+    suffixes = {**_SIZES, **_FLOATS, "nope": _KEY_LENGTH}
+    suffixes |= _DEEPSEEK2 if arch == DEEPSEEK2_ARCH else {}
+    suffixes |= _EXTRA if arch == LATENT_ARCH else {}
+    return {field: f"{arch}.{suffix}" for field, suffix in suffixes.items()}
+
+
+def _derived(arch: str, values: Mapping[str, Any]) -> dict[str, int]:
+    """Keys that follow from the others, as llama.cpp's converter has them."""
+    if arch != DEEPSEEK2_ARCH:
+        return {f"{arch}.attention.head_count_kv": values["heads"]}
+    row = values["rank"] + values["rope"]
+    suffixes = {
+        "attention.head_count_kv": 1,  # the cached row is one key for all heads
+        "attention.key_length": row,
+        "attention.value_length": values["rank"],
+        "attention.q_lora_rank": 0,  # llama.cpp wants the key
+        "leading_dense_block_count": values["layers"],  # no layer has experts
+        "expert_count": 0,
+        "expert_used_count": 0,
+        "expert_shared_count": 0,
+        "expert_feed_forward_length": 0,
+    }
+    return {f"{arch}.{suffix}": value for suffix, value in suffixes.items()}
 
 
 def spec_from_gguf(file: GgufFile) -> ModelSpec:
     """The spec a GGUF file states. Raises SpecError naming the key that is missing or wrong."""
     metadata, where = file.metadata, file.path.name
     arch = metadata.get("general.architecture")
-    if not isinstance(arch, str) or arch not in (PLM_ARCH, LATENT_ARCH):
+    if not isinstance(arch, str) or arch not in ARCHS:
         raise UnsupportedError(
-            f"{where} has the architecture {short(arch)}; "
-            f"{PLM_ARCH} and {LATENT_ARCH} are supported"
+            f"{where} has the architecture {short(arch)}; {', '.join(ARCHS)} are supported"
+        )
+    if arch == DEEPSEEK2_ARCH and GATE_KEY not in metadata:
+        raise UnsupportedError(
+            f"{where}: expected a squared-ReLU model as plm-edge writes it, found another "
+            f"{DEEPSEEK2_ARCH} (no key {GATE_KEY}); only PLM models are supported"
         )
     ours = arch == LATENT_ARCH
-    names = {field: f"{arch}.{suffix}" for field, suffix in (_SIZES | _FLOATS).items()}
-    names |= {field: f"{arch}.{suffix}" for field, suffix in _EXTRA.items()} if ours else {}
-    names["nope"] = f"{arch}.{_KEY_LENGTH}"
-    kv_heads, version = f"{arch}.{_KV_HEADS}", f"{arch}.{_VERSION}"
-    required = {*names.values(), kv_heads, *([version] if ours else [])}
+    names, version = _names(arch), f"{arch}.{_VERSION}"
+    none = dict.fromkeys(("heads", "rank", "rope", "layers"), 0)
+    required = {*names.values(), *_derived(arch, none), *([version] if ours else [])}
     _check_keys(metadata, arch, required, where)
     if ours and not _is(metadata[version], LAYOUT_VERSION):
         raise UnsupportedError(
@@ -99,9 +132,9 @@ def spec_from_gguf(file: GgufFile) -> ModelSpec:
     if type(values["nope"]) is int and type(values["rope"]) is int:
         values["nope"] -= values["rope"]
     check_values(values, {**names, "tied": names.get("tied", "tied")}, where)
-    if not _is(metadata[kv_heads], values["heads"]):
-        found = short(metadata[kv_heads])
-        raise SpecError(f"{where}: {kv_heads} must be {values['heads']}, found {found}")
+    for key, number in _derived(arch, values).items():
+        if not _is(metadata[key], number):
+            raise SpecError(f"{where}: {key} must be {number}, found {short(metadata[key])}")
     spec = ModelSpec(**values)
     _check_tokens(metadata, spec, where)
     return spec

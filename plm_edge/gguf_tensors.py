@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plm_edge import head_screen
+from plm_edge import deepseek2, head_screen
 from plm_edge.errors import FileFormatError
 from plm_edge.formats import FORMATS
 from plm_edge.gguf_file import GgufFile
@@ -14,7 +14,9 @@ _FORMAT_OF_TYPE = {fmt.ggml_type: fmt.name for fmt in FORMATS.values()}
 
 
 def tensors_of(file: GgufFile, spec: ModelSpec) -> tuple[Layout, dict[str, FileTensor]]:
-    """The file's layout, and canonical name -> how that weight stands in the file.
+    """The file's layout, and the name of each weight there -> how it stands in the file.
+
+    The names are canonical, but for those that layout deepseek2 has in place of two of them.
 
     Raises FileFormatError for a tensor that is missing, of another shape or format, or too many.
     """
@@ -26,7 +28,12 @@ def tensors_of(file: GgufFile, spec: ModelSpec) -> tuple[Layout, dict[str, FileT
     formats = {name: _format(file, layout, info) for name, info in table.items()}
     tensors = {tensor.name: tensor for tensor in file_tensors(layout.name, spec, formats)}
     for tensor in tensors.values():
-        found = file.tensors[tensor.file_name]
+        found = file.tensors.get(tensor.file_name)
+        if found is None:
+            raise FileFormatError(
+                f"{file.path.name}: expected tensor {tensor.file_name}, found none; export the "
+                "model again"
+            )
         if tuple(found.shape) != tensor.file_shape or found.nbytes != tensor.nbytes:
             raise FileFormatError(
                 f"{file.path.name}: expected {tensor.file_name} of shape {tensor.file_shape}, "
@@ -44,6 +51,8 @@ def tensors_of(file: GgufFile, spec: ModelSpec) -> tuple[Layout, dict[str, FileT
 def _format(file: GgufFile, layout: Layout, info: TensorInfo) -> str:
     """Of the weight's numbers; norms are F32, a screened head as head_screen.py says."""
     name = layout.file_name(info.name)
+    if layout.name == "deepseek2":
+        name = deepseek2.kept_format(name)
     tensor = file.tensors.get(name)
     if tensor is None:
         raise FileFormatError(

@@ -7,18 +7,21 @@ latent   ours: matrices as tile16x4, ffn_down as group32, kv_b and norms as rows
          tile16x4, (d_ffn, d_model) for group32, but for Q4_K and Q6_K, whose blocks are of units:
          (d_model, d_ffn). Data aligned to 64 bytes.
 plm      llama.cpp's: plain rows under plain names, aligned to 32 bytes.
+deepseek2  the same, in the tensors with which llama.cpp keeps a latent cache (deepseek2.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from plm_edge import head_screen
+from plm_edge import deepseek2, head_screen
 from plm_edge.arrangements import padded_shape
+from plm_edge.deepseek2 import Part
 from plm_edge.errors import UnsupportedError
 from plm_edge.formats import format_of
-from plm_edge.gguf_spec import LATENT_ARCH, PLM_ARCH
+from plm_edge.gguf_spec import DEEPSEEK2_ARCH, LATENT_ARCH, PLM_ARCH
 from plm_edge.spec import ModelSpec
 from plm_edge.tensors import tensor_table
 
@@ -31,6 +34,7 @@ class Layout:
     arch: str  # general.architecture
     alignment: int  # bytes, of each tensor's data
     arrangements: Mapping[str, str]  # "ffn_up" of "blk.3.ffn_up.weight" -> arrangement
+    backend: str = "native"  # that runs it best
 
     def arrangement(self, name: str) -> str:
         """Of the tensor with that canonical name."""
@@ -55,6 +59,7 @@ LAYOUTS = {
         {**dict.fromkeys(_TILED, "tile16x4"), "ffn_down": "group32"},
     ),
     "plm": Layout("plm", PLM_ARCH, 32, {}),
+    "deepseek2": Layout("deepseek2", DEEPSEEK2_ARCH, 32, {}, "llama"),
 }
 
 
@@ -86,25 +91,33 @@ def file_tensors(layout: str, spec: ModelSpec, quant: Mapping[str, str]) -> list
     """
     chosen = layout_of(layout)
     screened = head_screen.COARSE in quant
-    if chosen.name == "plm":
-        _check_llama_cpp_can(spec)
+    if chosen.name != "latent":
+        _check_llama_cpp_can(chosen.name, spec)
         if screened:
             raise UnsupportedError(
-                "layout plm: expected the full head alone (llama.cpp refuses other tensors), found "
-                "a screened one too; use --layout latent"
+                f"layout {chosen.name}: expected the full head alone (llama.cpp refuses other "
+                "tensors), found a screened one too; use --layout latent"
             )
     tensors = []
     extra = head_screen.table(spec) if screened else {}
     for info in (*tensor_table(spec).values(), *extra.values()):
-        name, fmt = info.name, quant[info.name]
-        rows, cols = info.shape if len(info.shape) == 2 else (1, info.shape[0])
-        arrangement = chosen.arrangement(name)
-        padded = padded_shape(arrangement, fmt, rows, cols)
-        nbytes = padded[0] * format_of(fmt).row_bytes(padded[1])
-        shape = padded if len(info.shape) == 2 else info.shape
-        file_name = chosen.file_name(name)
-        tensors.append(FileTensor(name, file_name, arrangement, fmt, rows, cols, nbytes, shape))
+        fmt = quant[info.name]
+        parts: Iterable[Part] = (Part(info.name, info.shape, fmt),)
+        if chosen.name == "deepseek2":
+            parts = deepseek2.parts(info, fmt, spec)
+        tensors += [_file_tensor(chosen, part) for part in parts]
     return tensors
+
+
+def _file_tensor(layout: Layout, part: Part) -> FileTensor:
+    name, shape, fmt = part.name, part.shape, part.format
+    rows, cols = math.prod(shape[:-1]), shape[-1]
+    arrangement = layout.arrangement(name)
+    padded = padded_shape(arrangement, fmt, rows, cols)
+    nbytes = padded[0] * format_of(fmt).row_bytes(padded[1])
+    declared = padded if len(shape) == 2 else shape
+    file_name = layout.file_name(name)
+    return FileTensor(name, file_name, arrangement, fmt, rows, cols, nbytes, declared)
 
 
 def data_bytes(layout: str, tensors: list[FileTensor]) -> int:
@@ -113,19 +126,19 @@ def data_bytes(layout: str, tensors: list[FileTensor]) -> int:
     return sum(-(-tensor.nbytes // step) * step for tensor in tensors)
 
 
-def _check_llama_cpp_can(spec: ModelSpec) -> None:
-    if not spec.tied:
+def _check_llama_cpp_can(layout: str, spec: ModelSpec) -> None:
+    if layout == "plm" and not spec.tied:
         raise UnsupportedError(
             "layout plm: expected the embedding as head (llama.cpp's plm always ties them), "
-            "found a head of its own; use --layout latent"
+            "found a head of its own; use --layout latent or deepseek2"
         )
     if spec.latent_eps != spec.eps:
         raise UnsupportedError(
-            f"layout plm: expected one eps (llama.cpp's plm has no second), found {spec.eps:g} and "
-            f"{spec.latent_eps:g} for the latent; use --layout latent"
+            f"layout {layout}: expected one eps (llama.cpp's {layout} has no second), found "
+            f"{spec.eps:g} and {spec.latent_eps:g} for the latent; use --layout latent"
         )
     if spec.nope % 2:
         raise UnsupportedError(
-            f"layout plm: expected an even nope width (llama.cpp's rope aborts otherwise), found "
-            f"{spec.nope}; use --layout latent"
+            f"layout {layout}: expected an even nope width (llama.cpp's rope aborts otherwise), "
+            f"found {spec.nope}; use --layout latent"
         )

@@ -15,7 +15,7 @@ from plm_edge.cache_layout import CACHE_TYPES, CacheLayout, CacheType
 from plm_edge.devices import ISAS, DeviceProfile
 from plm_edge.errors import DoesNotFit, UsageError
 from plm_edge.formats import format_of
-from plm_edge.layouts import data_bytes, file_tensors
+from plm_edge.layouts import data_bytes, file_tensors, layout_of
 from plm_edge.planned import Budget, Plan, mib
 from plm_edge.quant_plan import choose_formats
 from plm_edge.spec import ModelSpec
@@ -172,7 +172,7 @@ def _fit(
         cache_type="f16" if asked.cache_type is None else asked.cache_type,
         threads=threads,
         isa=asked.isa or profile.isa or ISAS[0],
-        backend="native",
+        backend=layout_of(layout).backend,
         prefill_chunk=PREFILL_CHUNK,
         budget=Budget(weights, 0, 0, _INTERPRETER_BYTES + _TOKEN_BYTES * spec.vocab),
     )

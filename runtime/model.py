@@ -36,6 +36,11 @@ class Model:
         try:
             self.spec = spec_from_gguf(self.file)
             self.layout, tensors = tensors_of(self.file, self.spec)
+            if self.layout.backend != "native":
+                raise UnsupportedError(
+                    f"{path.name}: expected layout latent or plm, found {self.layout.name}, which "
+                    "is for llama.cpp; export the model with --layout latent"
+                )
             self.weights |= {name: self._map(tensor) for name, tensor in tensors.items()}
             self.tokenizer = Tokenizer.from_gguf(self.file.metadata)
             if self.tokenizer.n_tokens > self.spec.vocab:

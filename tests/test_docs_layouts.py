@@ -14,8 +14,8 @@ from tiny import TINY_SHAPES, write_tiny_checkpoint
 from plm_edge.cache_layout import CacheLayout
 from plm_edge.exporters import export
 from plm_edge.exporters.synth import SHAPES
-from plm_edge.gguf_spec import LATENT_ARCH, PLM_ARCH, spec_to_gguf
-from plm_edge.layouts import file_tensors
+from plm_edge.gguf_spec import DEEPSEEK2_ARCH, LATENT_ARCH, PLM_ARCH, spec_to_gguf
+from plm_edge.layouts import data_bytes, file_tensors
 from plm_edge.quant_plan import choose_formats
 
 KINDS = {"UINT32": "u32", "INT32": "i32", "FLOAT32": "f32", "BOOL": "bool", "STRING": "string"}
@@ -106,3 +106,28 @@ def test_the_sizes_of_the_cache_are_computed() -> None:
     mib = f"{latent / 2**20:.0f} MiB against {expanded / 2**20:,.0f} MiB"
     for text in (f"{expanded / latent:.1f} times as many", mib):
         assert text in " ".join(README.split())
+
+
+def test_layout_deepseek2_has_the_keys_of_plm_and_those_of_its_table() -> None:
+    theirs, plm = (
+        {key.removeprefix(arch + ".") for key in spec_to_gguf(TINY_SHAPES["plain"], arch)}
+        for arch in (DEEPSEEK2_ARCH, PLM_ARCH)
+    )
+    said = {key for cells in table(LAYOUTS, "key of deepseek2") for key in spans(cells[0])}
+    assert said | plm == theirs
+    assert said - plm == theirs - plm
+
+
+def test_what_deepseek2_costs_is_computed() -> None:
+    spec = SHAPES["plm-1.8b"].spec
+    values = spec.heads * (spec.nope + spec.rope + spec.v_head) - spec.rank - spec.rope
+    less = 2 * spec.layers * values
+    for quant, *cells in table(LAYOUTS, "deepseek2 of PLM-1.8B"):
+        formats = choose_formats(spec, quant)
+        plm, deepseek2 = (
+            data_bytes(layout, file_tensors(layout, spec, formats))
+            for layout in ("plm", "deepseek2")
+        )
+        more = deepseek2 - plm
+        want = [f"{n:,} bytes" for n in (plm, more, less)]
+        assert cells == [*want, f"{more / less:,.0f} tokens"]

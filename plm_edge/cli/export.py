@@ -17,7 +17,7 @@ def command(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Hugging Face folder, hub id, or demo.")],
     target: Annotated[str, typer.Option("--target", help="A device: see plm-edge devices.")],
-    layout: Annotated[str, typer.Option(help="latent, or plm for llama.cpp.")] = "latent",
+    layout: Annotated[str, typer.Option(help="latent; plm or deepseek2 for llama.cpp.")] = "latent",
     quant: MaybeQuant = None,
     pure: Pure = False,
     n_ctx: Annotated[

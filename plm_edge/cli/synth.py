@@ -16,7 +16,7 @@ def command(
     zeros: Annotated[float, typer.Option(help="Share of idle feed-forward units.")] = 0.8,
     quant: Quant = "Q4_0",
     pure: Pure = False,
-    layout: Annotated[str, typer.Option(help="latent or plm.")] = "latent",
+    layout: Annotated[str, typer.Option(help="latent, plm or deepseek2.")] = "latent",
     seed: Annotated[int, typer.Option("-s", "--seed")] = 0,
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
     head: Annotated[str, typer.Option(help="screened: with a screened head too.")] = "full",

@@ -1,0 +1,91 @@
+"""Layout deepseek2: a squared-ReLU MLA model in the tensors of llama.cpp's architecture deepseek2.
+
+llama.cpp keeps a latent cache for that architecture, and knows no squared ReLU there, only SwiGLU:
+down . (silu(gate . x) * (up . x)). Two things are written differently from the layout plm.
+
+attn_kv_b is split, so that llama.cpp absorbs it: per head W_uk transposed, and W_uv.
+
+    attn_kv_b (heads * (nope + v_head), rank)  ->  attn_k_b (heads, rank, nope), attn_v_b (heads,
+                                                   v_head, rank)
+
+ffn_up stands twice, times powers of two. With h = ffn_up . x as the model has it
+
+    silu(s h) * h / s  =  h^2 sigmoid(s h)  ->  relu(h)^2  as s grows
+    ffn_norm * t,  ffn_gate = ffn_up * g,  ffn_up * u:  t g = s,  t u = 1 / s
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plm_edge.errors import FileFormatError
+from plm_edge.formats import format_of
+from plm_edge.spec import ModelSpec
+from plm_edge.tensors import TensorInfo
+
+# What the file says of its feed-forward beside llama.cpp's keys: g and u, a number for each layer.
+GATE_KEY, UP_KEY = "plm_edge.relu2.gate_factors", "plm_edge.relu2.up_factors"
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Powers of two of one layer's feed-forward; the product of all three and `norm` is 1."""
+
+    norm: float  # t
+    gate: float  # g
+    up: float  # u
+
+    @property
+    def sharpness(self) -> float:
+        """s: how closely the sigmoid follows a step."""
+        return self.norm * self.gate
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of the file that is made of one of the model's."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+
+
+def parts(info: TensorInfo, fmt: str, spec: ModelSpec) -> Iterator[Part]:
+    """What is written for that weight of the model, stored there in `fmt`."""
+    layer, _, kind = info.name.removesuffix(".weight").rpartition(".")
+    if kind == "attn_kv_b":
+        shape = (spec.heads, spec.rank, spec.nope)
+        yield Part(f"{layer}.attn_k_b.weight", shape, wide(fmt))
+        yield Part(f"{layer}.attn_v_b.weight", (spec.heads, spec.v_head, spec.rank), fmt)
+        return
+    if kind == "ffn_up":
+        yield Part(f"{layer}.ffn_gate.weight", info.shape, fmt)
+    yield Part(info.name, info.shape, fmt)
+
+
+def kept_format(name: str) -> str:
+    """The tensor of the file that has the format of that weight of the model."""
+    return name.replace("attn_kv_b", "attn_v_b")
+
+
+def wide(fmt: str) -> str:
+    """The format of attn_k_b: its blocks would run across those of attn_kv_b."""
+    return fmt if format_of(fmt).block == 1 else "F16"
+
+
+def factor_keys(layers: Sequence[Factors]) -> dict[str, list[float]]:
+    """Keys for the writer."""
+    return {GATE_KEY: [each.gate for each in layers], UP_KEY: [each.up for each in layers]}
+
+
+def factors_of(metadata: Mapping[str, Any], spec: ModelSpec, where: str) -> tuple[Factors, ...]:
+    """The factors that a file states, layer by layer. Raises FileFormatError."""
+    gates, ups = ([float(x) for x in metadata.get(key, ())] for key in (GATE_KEY, UP_KEY))
+    if len(gates) != spec.layers or len(ups) != spec.layers or min(gates + ups) <= 0:
+        raise FileFormatError(
+            f"{where}: expected {GATE_KEY} and {UP_KEY} above 0 for each of {spec.layers} layers, "
+            f"found {len(gates)} and {len(ups)}; export the model again"
+        )
+    return tuple(Factors((g * u) ** -0.5, g, u) for g, u in zip(gates, ups, strict=True))

@@ -1,0 +1,100 @@
+"""Unmodified llama.cpp runs layout deepseek2: the same logits, a latent cache, flash attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llama_peer import MISSING, llama_logits, llama_state_bytes
+from metrics import close, kl, relative_error
+from numpy.typing import NDArray
+from tiny import TINY_SHAPES, write_tiny_checkpoint
+
+import plm_edge
+from plm_edge.bundle import MODEL_FILE
+
+pytest.importorskip("llama_cpp", reason=MISSING)
+
+IDS: list[int] = np.random.default_rng(5).integers(0, 300, 100).tolist()
+# With a head of its own, which layout plm cannot have; and PLM's own widths and heads.
+SHAPES = {
+    **{name: TINY_SHAPES[name] for name in ("plain", "odd", "wide_rope", "wide_value", "blocks")},
+    "plm": replace(TINY_SHAPES["plm"], heads=16, layers=8, d_ffn=256),
+    "untied": replace(TINY_SHAPES["untied"], eps=1e-6),
+}
+TIED = [name for name in SHAPES if name != "untied"]
+
+Bundle = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A function (shape or "demo", quant, layout) -> the folder it was exported into."""
+    root = tmp_path_factory.mktemp("deepseek2")
+
+    @cache
+    def exported(shape: str, quant: str, layout: str) -> Path:
+        source = "demo"
+        if shape != "demo":
+            source = str(root / shape)
+            if not Path(source).exists():
+                write_tiny_checkpoint(Path(source), SHAPES[shape], seed=7)
+        out = root / f"{shape}-{quant}-{layout}"
+        plm_edge.export(source, out=out, quant=quant, layout=layout)
+        return out
+
+    return exported
+
+
+def ours(folder: Path) -> NDArray[np.float32]:
+    with plm_edge.load(folder, cache_type="f32") as session:
+        logits: NDArray[np.float32] = session.prefill(IDS, all_logits=True)
+    return logits
+
+
+@pytest.mark.parametrize("shape", [*TIED, "demo"])
+def test_f32_is_the_model_with_and_without_flash_attention(bundle: Bundle, shape: str) -> None:
+    path = bundle(shape, "F32", "deepseek2") / MODEL_FILE
+    native = ours(bundle(shape, "F32", "latent"))
+    plm = llama_logits(bundle(shape, "F32", "plm") / MODEL_FILE, IDS)
+    plain = llama_logits(path, IDS)
+    flash = llama_logits(path, IDS, cache="F16", flash=True)
+    for want in (native, plm):
+        close(plain, want, 1e-4)  # the sigmoid that is not quite a step; 3.2e-5 seen
+        close(flash, want, 1e-3)  # its queries are F16; 5.3e-4 seen
+    assert relative_error(plain, llama_logits(path, [IDS[1], *IDS[1:]])) > 1e-2
+
+
+@pytest.mark.parametrize("shape", [*TIED, "demo"])
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_0"])
+def test_blocks_cost_what_they_cost_in_layout_plm(bundle: Bundle, shape: str, quant: str) -> None:
+    """llama.cpp's 8-bit activations are all of it; the layout's own share: tests/test_deepseek2.py.
+
+    KL 1.1e-4 to 1.6e-4 in both layouts where rows are whole blocks, 2e-7 where they stand as F16.
+    """
+    native = ours(bundle(shape, quant, "latent"))
+    plm = kl(native, llama_logits(bundle(shape, quant, "plm") / MODEL_FILE, IDS))
+    path = bundle(shape, quant, "deepseek2") / MODEL_FILE
+    for flash in (False, True):
+        deepseek2 = kl(native, llama_logits(path, IDS, cache="F16", flash=flash))
+        assert deepseek2 < 1.3 * plm + 1e-7
+    assert kl(native, ours(bundle(shape, quant, "latent"))[::-1]) > 100 * deepseek2
+
+
+def test_a_head_of_its_own_is_possible(bundle: Bundle) -> None:
+    native = ours(bundle("untied", "F32", "latent"))
+    close(llama_logits(bundle("untied", "F32", "deepseek2") / MODEL_FILE, IDS), native, 1e-4)
+
+
+def test_the_state_is_latent(bundle: Bundle) -> None:
+    """576 values a token and layer, and some bytes a cell, in place of 5,120."""
+    plm, deepseek2 = (
+        llama_state_bytes(bundle("plm", "F32", layout) / MODEL_FILE, IDS)
+        for layout in ("plm", "deepseek2")
+    )
+    assert deepseek2 == pytest.approx(8 * len(IDS) * 576 * 2, rel=3e-3)
+    assert plm / deepseek2 == pytest.approx(5120 / 576, rel=3e-3)  # 8.9 times
