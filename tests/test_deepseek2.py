@@ -174,6 +174,21 @@ def test_units_are_off_by_what_is_said() -> None:
         assert rms == pytest.approx(0.57 / sharp**2.5, rel=0.05)
 
 
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_0", "Q4_K", "Q6_K"])
+def test_a_factor_is_in_the_scales_of_every_block(quant: str) -> None:
+    """Formats that are only read, too: files of others are laid out anew."""
+    form = FORMATS[quant]
+    packed = np.random.default_rng(4).integers(0, 256, (8, 2 * form.block_bytes), np.uint8)
+    blocks = packed.reshape(-1, form.block_bytes)
+    ends = (0, 2) if quant == "Q4_K" else (form.block_bytes - 2,) if quant == "Q6_K" else (0,)
+    for at in ends:
+        blocks[:, at : at + 2] = np.array([0.011], "<f2").view(np.uint8)
+    want = dequantize(quant, packed, 2 * form.block)
+    got = dequantize(quant, scaled(quant, packed, 2.0**-4), 2 * form.block)
+    np.testing.assert_array_equal(got, want / 16)
+    assert (scaled(quant, packed, 2.0) != packed).sum() <= len(blocks) * 2 * len(ends)
+
+
 def test_a_layer_of_zeros_stays_one() -> None:
     zeros = quantize("Q8_0", np.zeros((4, 64), np.float32))
     assert choose_factors("Q8_0", zeros, np.ones(64, np.float32)).gate == 1

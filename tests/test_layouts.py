@@ -89,7 +89,7 @@ def test_what_llama_cpp_cannot_run_is_refused():
     odd = replace(PLM, nope=127)
     with pytest.raises(UnsupportedError, match=r"even nope width .* found 127"):
         file_tensors("plm", odd, choose_formats(odd, "F16"))
-    with pytest.raises(UnsupportedError, match="layout of latent, plm, found 'rows'"):
+    with pytest.raises(UnsupportedError, match="layout of latent, plm, deepseek2, found 'rows'"):
         file_tensors("rows", PLM, {})
     with pytest.raises(UnsupportedError, match="found 'Q3_K'"):
         choose_formats(PLM, "Q3_K")
