@@ -37,7 +37,7 @@ def export(
     out: str | Path | None = None,
     *,
     quant: str | None = None,
-    layout: str = "latent",
+    layout: str | None = None,
     n_ctx: int | None = None,
     pure: bool = False,
     allow_keys: Collection[str] = (),
@@ -48,7 +48,8 @@ def export(
     """Write a bundle of `model` for `target`; by default into a folder named after both.
 
     `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
-    that are known to change nothing. `pure`: the head in the format of the rest. With `calibration`
+    that are known to change nothing. Layout None: latent, or on a graphics card what llama.cpp runs
+    in less memory. `pure`: the head in the format of the rest. With `calibration`
     it carries a screened head too. `force` replaces an earlier bundle.
     """
     profile = devices.load(target)

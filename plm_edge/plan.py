@@ -15,7 +15,8 @@ from plm_edge.cache_layout import CACHE_TYPES, CacheLayout, CacheType
 from plm_edge.devices import ISAS, DeviceProfile
 from plm_edge.errors import DoesNotFit, UsageError
 from plm_edge.formats import format_of
-from plm_edge.layouts import data_bytes, file_tensors, layout_of
+from plm_edge.layouts import data_bytes, file_tensors
+from plm_edge.llama_cpp import backend_for, cache_bytes, layout_for
 from plm_edge.planned import Budget, Plan, mib
 from plm_edge.quant_plan import choose_formats
 from plm_edge.spec import ModelSpec
@@ -44,6 +45,7 @@ class Overrides:
     threads: int | None = None
     isa: str | None = None
     beyond_trained: bool = False  # a context above the trained one is the user's wish
+    backend: str | None = None
 
 
 def cache_layout(spec: ModelSpec, cache_type: str) -> CacheLayout:
@@ -57,7 +59,7 @@ def make_plan(
     spec: ModelSpec,
     profile: DeviceProfile,
     quant: str | None = None,
-    layout: str = "latent",
+    layout: str | None = None,
     n_ctx: int | None = None,
     cache_type: str = "f16",
     threads: int | None = None,
@@ -134,12 +136,13 @@ def _plan(
     spec: ModelSpec,
     profile: DeviceProfile,
     quant: str,
-    layout: str,
+    layout: str | None,
     asked: Overrides,
     pure: bool,
     screened: bool,
 ) -> Plan:
     formats = choose_formats(spec, quant, pure, screened)
+    layout = layout or layout_for(profile, spec, formats, asked.n_ctx or spec.n_ctx_train)
     weights = data_bytes(layout, file_tensors(layout, spec, formats))
     return _fit(spec, profile, layout, quant, formats, weights, asked)
 
@@ -172,7 +175,7 @@ def _fit(
         cache_type="f16" if asked.cache_type is None else asked.cache_type,
         threads=threads,
         isa=asked.isa or profile.isa or ISAS[0],
-        backend=layout_of(layout).backend,
+        backend=asked.backend or backend_for(profile, layout),
         prefill_chunk=PREFILL_CHUNK,
         budget=Budget(weights, 0, 0, _INTERPRETER_BYTES + _TOKEN_BYTES * spec.vocab),
     )
@@ -182,6 +185,8 @@ def _fit(
 def _resized(spec: ModelSpec, plan: Plan, n_ctx: int) -> Plan:
     """The same plan with another context, and what that takes."""
     cache = cache_layout(spec, plan.cache_type).bytes(n_ctx, spec.layers)
+    if plan.backend == "llama":
+        cache = cache_bytes(plan.layout, spec, plan.cache_type, n_ctx)
     chunk = min(PREFILL_CHUNK, n_ctx)
     screened = head_screen.COARSE in plan.formats
     scratch = workspace_bytes(spec, n_ctx, chunk, plan.threads, screened)

@@ -24,7 +24,7 @@ def export(
     out: str | Path | None = None,
     *,
     quant: str | None = None,
-    layout: str = "latent",
+    layout: str | None = None,
     n_ctx: int | None = None,
     pure: bool = False,
     head: str = "full",
@@ -36,9 +36,10 @@ def export(
     """Write a bundle of `model` for `target`; by default into a folder named after both.
 
     `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
-    that are known to change nothing. `pure`: the head in the format of the rest. head="screened"
-    adds a screened head, made from the text file `calibration` (by default tales in English).
-    `force` replaces an earlier bundle.
+    that are known to change nothing. Layout None: latent, or on a graphics card what llama.cpp runs
+    in less memory. `pure`: the head in the format of the rest. head="screened" adds a
+    screened head, made from the text file `calibration` (by default tales in English). `force`
+    replaces an earlier bundle.
     """
     from plm_edge import exporters
     from plm_edge.exporters.screen import Calibration

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plm_edge.cli.options import MaybeQuant, Pure
+from plm_edge.cli.options import Layout, MaybeQuant, Pure
 
 if TYPE_CHECKING:
     from plm_edge.bundle import Manifest
@@ -17,7 +17,7 @@ def command(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Hugging Face folder, hub id, or demo.")],
     target: Annotated[str, typer.Option("--target", help="A device: see plm-edge devices.")],
-    layout: Annotated[str, typer.Option(help="latent; plm or deepseek2 for llama.cpp.")] = "latent",
+    layout: Layout = None,
     quant: MaybeQuant = None,
     pure: Pure = False,
     n_ctx: Annotated[

@@ -31,3 +31,7 @@ MaybeCacheType = Annotated[
 ]
 Head = Annotated[str, typer.Option(help="screened: decode faster, if the export has such a head.")]
 Activations = Annotated[str, typer.Option(help="int16; int8: coarser, faster with AVX2 and Q4_0.")]
+Layout = Annotated[
+    str | None,
+    typer.Option(help="latent; plm or deepseek2 for llama.cpp. The best for the target."),
+]

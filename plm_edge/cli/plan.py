@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plm_edge.cli.options import CacheType, MaybeQuant, Pure
+from plm_edge.cli.options import CacheType, Layout, MaybeQuant, Pure
 
 
 def command(
@@ -17,7 +17,7 @@ def command(
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
     quant: MaybeQuant = None,
     pure: Pure = False,
-    layout: Annotated[str, typer.Option(help="latent, plm or deepseek2.")] = "latent",
+    layout: Layout = None,
     cache_type: CacheType = "f16",
     threads: Annotated[int | None, typer.Option("-t", "--threads")] = None,
     isa: Annotated[str | None, typer.Option(help="Kernel set.")] = None,

@@ -1,0 +1,61 @@
+"""What a graphics card gets: llama.cpp's layouts, the smaller of them with its cache."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import TINY_SHAPES, write_tiny_checkpoint
+
+import plm_edge
+from plm_edge import devices
+from plm_edge.exporters.synth import SHAPES
+from plm_edge.llama_cpp import cache_bytes, layout_for
+from plm_edge.plan import make_plan
+from plm_edge.quant_plan import choose_formats
+
+PLM = SHAPES["plm-1.8b"].spec
+CARD = devices.load("gpu")
+
+
+def test_the_cache_is_that_of_llama_cpp() -> None:
+    """PLM-1.8B: 5,120 values a token and layer, or 576; contexts are multiples of 256."""
+    assert cache_bytes("plm", PLM, "f16", 4096) == 2 * 5120 * 4096 * 32
+    assert cache_bytes("deepseek2", PLM, "f16", 4096) == 2 * 576 * 4096 * 32 == 150_994_944
+    assert cache_bytes("plm", PLM, "q8_0", 4096) == 16 * (204 + 256) * 4096 * 32
+    assert cache_bytes("deepseek2", PLM, "q8_0", 4096) == 612 * 4096 * 32
+    assert cache_bytes("deepseek2", PLM, "f16", 257) == 2 * 576 * 512 * 32
+
+
+@pytest.mark.parametrize(("quant", "even_at"), [("Q4_0", 1204), ("Q8_0", 2070)])
+def test_a_card_gets_the_smaller_layout(quant: str, even_at: int) -> None:
+    formats = choose_formats(PLM, quant)
+    chosen = {n: layout_for(CARD, PLM, formats, n) for n in (256, even_at - 256, even_at + 256)}
+    assert list(chosen.values()) == ["plm", "plm", "deepseek2"]
+    for n_ctx, layout in chosen.items():
+        plan = make_plan(PLM, CARD, quant, n_ctx=n_ctx)
+        assert (plan.layout, plan.backend) == (layout, "llama")
+        assert plan.budget.cache == cache_bytes(layout, PLM, "f16", n_ctx)
+        other = {"plm": "deepseek2", "deepseek2": "plm"}[layout]
+        theirs = make_plan(PLM, CARD, quant, other, n_ctx).budget
+        assert plan.budget.weights + plan.budget.cache < theirs.weights + theirs.cache
+
+
+def test_others_get_latent_and_what_cannot_be_said_is_left_out() -> None:
+    formats = choose_formats(PLM, "Q4_0")
+    for name in ("rpi", "laptop", "jetson", "apple-m1"):
+        assert layout_for(devices.load(name), PLM, formats, 4096) == "latent"
+    untied = replace(PLM, tied=False)
+    assert layout_for(CARD, untied, choose_formats(untied, "Q4_0"), 256) == "deepseek2"
+    other_eps = replace(PLM, latent_eps=1e-5)
+    assert layout_for(CARD, other_eps, formats, 4096) == "latent"
+
+
+def test_an_export_for_a_card(tmp_path: Path) -> None:
+    spec = replace(TINY_SHAPES["plm"], heads=16, d_ffn=128)
+    checkpoint = write_tiny_checkpoint(tmp_path / "hf", spec)
+    manifest = plm_edge.export(checkpoint, "gpu", tmp_path / "out", quant="Q4_0")
+    assert (manifest.plan["layout"], manifest.plan["backend"]) == ("deepseek2", "llama")
+    named = plm_edge.export(checkpoint, "gpu", tmp_path / "named", quant="Q4_0", layout="plm")
+    assert (named.plan["layout"], named.plan["backend"]) == ("plm", "llama")
