@@ -14,6 +14,7 @@ from plm_edge.checkpoint import open_checkpoint
 from plm_edge.checkpoint.hub import resolve_model
 from plm_edge.exporters.deepseek2 import as_deepseek2
 from plm_edge.exporters.gguf_writer import Progress, file_bytes, header_bytes, write_gguf
+from plm_edge.exporters.on_device import write_device_files
 from plm_edge.exporters.screen import Calibration, from_states, head_rows, screened
 from plm_edge.exporters.source import Source, from_checkpoint
 from plm_edge.gguf_spec import spec_to_gguf
@@ -80,7 +81,7 @@ def write_bundle(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write model.gguf and then the manifest; the folder appears when both are complete.
+    """Write model.gguf, the files for its device, then the manifest; the folder appears last.
 
     With `calibration` the model is written twice: without its screened head, to see the states.
     """
@@ -96,13 +97,14 @@ def write_bundle(
             folder / MODEL_FILE, header, plan.layout, tensors, source.packed_rows, progress
         )
         source.assert_unchanged()
+        brought = write_device_files(folder, plan, str(source.description["name"]))
         manifest = Manifest(
             spec=source.spec,
             plan=plan.to_dict(),
             source=source.description,
             licence=source.description.get("licence"),
             producer=f"plm-edge {plm_edge.__version__}",
-            files=(file,),
+            files=(file, *brought),
         )
         write_manifest(folder, manifest)
     return manifest

@@ -133,12 +133,17 @@ def verify_bundle(path: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json; the last thing that is written to a bundle."""
-    data = manifest.to_json().encode()
+    write_file(folder, MANIFEST, manifest.to_json().encode())
+
+
+def write_file(folder: Path, name: str, data: bytes) -> BundleFile:
+    """Write a small file of a bundle at once."""
 
     def write(file: BinaryIO) -> None:
         file.write(data)
 
-    write_atomic(folder / MANIFEST, write)
+    write_atomic(folder / name, write)
+    return BundleFile(name, len(data), hashlib.sha256(data).hexdigest())
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ def test_export_verify_chat(run: Run, checkpoint_of: Callable[[str], Path], tmp_
     assert "wrote plain-rpi4;" in ran.out
     assert "F16 in layout latent, context 64 tokens" in ran.out
     assert ran.err.startswith("export: ")
-    assert run("verify", "plain-rpi4").out.splitlines()[-1].startswith("ok: plain-rpi4, 1 files")
+    assert run("verify", "plain-rpi4").out.splitlines()[-1].startswith("ok: plain-rpi4, 5 files")
     ran = run("chat", "plain-rpi4", "-p", "hello", "-n", 5, "-s", 1)
     assert ran.code == 0
     assert "answer 5 tokens" in ran.err.splitlines()[-1]

@@ -65,9 +65,13 @@ def command(
 
 def _print(out: Path, manifest: Manifest) -> None:
     """What was written, and what it will take."""
+    from plm_edge.exporters.on_device import README
+
     plan = manifest.plan
     print(f"{plan['quant']} in layout {plan['layout']}, context {plan['n_ctx']} tokens")
     for file in manifest.files:
         print(f"{file.size:>14,} bytes  {file.name}")
     print(f"{plan['budget']['cache']:>14,} bytes  cache for the whole context")
     print(f"wrote {out}; talk to it: plm-edge chat {out}")
+    if any(file.name == README for file in manifest.files):
+        print(f"how to get it there: {out / README}")
