@@ -10,12 +10,13 @@ from plm_edge.bundle import MODEL_FILE, read_bundle
 from plm_edge.cache_layout import CacheType
 from plm_edge.devices import detect
 from plm_edge.errors import FileFormatError, UnsupportedError
+from plm_edge.onnx_names import IN_PLACE
 from plm_edge.plan import Overrides, Plan, plan_of_file, replan_for_load
 from plm_edge.runtime.any_session import AnySession
 from plm_edge.runtime.model import Model
 from plm_edge.runtime.session import Session
 
-BACKENDS = ("auto", "native")
+BACKENDS = ("auto", "native", "onnx")
 
 
 def load(
@@ -31,6 +32,9 @@ def load(
 ) -> AnySession:
     """A session on a bundle folder or a .gguf file (layout `latent` or `plm`).
 
+    backend: "native" reads the bundle's GGUF file, "onnx" or "onnx:PROVIDER" its ONNX files in
+    onnxruntime, "auto" what is there, native first.
+
     What is not given comes from the bundle's plan (for a bare file: from its own formats), or from
     this machine where they differ: each difference is a line on stderr. force allows an `n_ctx`
     above the trained context, if it fits. head="screened" reads the exact rows of the likeliest
@@ -38,9 +42,26 @@ def load(
     speed where the kernel set has products of bytes. Raises FileFormatError, DoesNotFit,
     UsageError, UnsupportedError.
     """
-    if backend not in BACKENDS:
+    kind, _, provider = backend.partition(":")
+    if kind not in BACKENDS or (provider and kind != "onnx"):
         raise UnsupportedError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
-    return load_native(Path(path), threads, n_ctx, cache_type, isa, force, head, activations)
+    path = Path(path)
+    if kind == "auto":
+        kind = "onnx" if (path / IN_PLACE).exists() and not (path / MODEL_FILE).exists() else "native"
+    if kind == "native":
+        return load_native(path, threads, n_ctx, cache_type, isa, force, head, activations)
+    from plm_edge.runtime.load_onnx import load_onnx
+
+    for name, value, only in (
+        ("--isa", isa, None),
+        ("--head", head, "full"),
+        ("--activations", activations, "int16"),
+    ):
+        if value != only:
+            raise UnsupportedError(
+                f"backend onnx: expected no {name}, found {value}; it is for the native backend"
+            )
+    return load_onnx(path, provider or "cpu", threads, n_ctx, cache_type, force)
 
 
 def load_native(
