@@ -9,10 +9,12 @@ from typing import Any
 import plm_edge
 from plm_edge import devices, head_screen
 from plm_edge.atomic import check_space
-from plm_edge.bundle import MODEL_FILE, Manifest, new_bundle, write_manifest
+from plm_edge.bundle import MODEL_FILE, BundleFile, Manifest, new_bundle, write_manifest
 from plm_edge.checkpoint import open_checkpoint
 from plm_edge.checkpoint.hub import resolve_model
+from plm_edge.exporters import onnx
 from plm_edge.exporters.deepseek2 import as_deepseek2
+from plm_edge.exporters.files import Files
 from plm_edge.exporters.gguf_writer import Progress, file_bytes, header_bytes, write_gguf
 from plm_edge.exporters.on_device import write_device_files
 from plm_edge.exporters.screen import Calibration, from_states, head_rows, screened
@@ -22,7 +24,7 @@ from plm_edge.layouts import file_tensors, layout_of
 from plm_edge.plan import Plan, make_plan
 from plm_edge.tensors import head_name
 
-__all__ = ["default_folder", "export", "write_bundle"]
+__all__ = ["Files", "default_folder", "export", "write_bundle"]
 
 _FILE_TYPES = {  # llama.cpp's numbers
     **{"F32": 0, "F16": 1, "BF16": 32},
@@ -30,6 +32,7 @@ _FILE_TYPES = {  # llama.cpp's numbers
 }
 _DRAFT = "draft.gguf"
 _QUANTIZATION_VERSION = 2  # of ggml's blocks
+GGUF = Files()
 
 
 def export(
@@ -43,6 +46,7 @@ def export(
     pure: bool = False,
     allow_keys: Collection[str] = (),
     calibration: Calibration | None = None,
+    files: Files = GGUF,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -51,18 +55,27 @@ def export(
     `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
     that are known to change nothing. Layout None: latent, or on a graphics card what llama.cpp runs
     in less memory. `pure`: the head in the format of the rest. With `calibration`
-    it carries a screened head too. `force` replaces an earlier bundle.
+    it carries a screened head too. `files`: a GGUF file, ONNX files, or both. `force` replaces an
+    earlier bundle.
     """
+    files.check(screened=calibration is not None, layout=layout)
     profile = devices.load(target)
     with open_checkpoint(resolve_model(str(model)), frozenset(allow_keys)) as checkpoint:
         with_screen = calibration is not None
         plan = make_plan(
-            checkpoint.spec, profile, quant, layout, n_ctx, pure=pure, screened=with_screen
+            checkpoint.spec,
+            profile,
+            quant,
+            layout if files.gguf else "latent",
+            n_ctx,
+            files.cache_type,
+            pure=pure,
+            screened=with_screen,
         )
         source = from_checkpoint(checkpoint)
         folder = default_folder(source.description, target) if out is None else Path(out)
         return write_bundle(
-            source, plan, folder, calibration=calibration, force=force, progress=progress
+            source, plan, folder, files, calibration=calibration, force=force, progress=progress
         )
 
 
@@ -76,26 +89,27 @@ def write_bundle(
     source: Source,
     plan: Plan,
     out: Path,
+    files: Files = GGUF,
     *,
     calibration: Calibration | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write model.gguf, the files for its device, then the manifest; the folder appears last.
+    """Write the model's files, those for its device, then the manifest; the folder appears last.
 
     With `calibration` the model is written twice: without its screened head, to see the states.
     """
-    tensors = file_tensors(plan.layout, source.spec, plan.formats)
-    if plan.layout == "deepseek2":
-        source = as_deepseek2(source, plan.formats)
     with new_bundle(out, force) as folder:
         if calibration is not None:
             source = _calibrated(source, plan, calibration, folder / _DRAFT)
-        header = header_bytes(plan.layout, _keys(source, plan), tensors)
-        check_space(folder, file_bytes(header, plan.layout, tensors))
-        file = write_gguf(
-            folder / MODEL_FILE, header, plan.layout, tensors, source.packed_rows, progress
-        )
+        written: list[BundleFile] = []
+        if files.gguf:
+            written.append(_write_gguf(source, plan, folder, progress))
+        if files.onnx:
+            store = onnx.store_of(source.spec, plan.formats, files.onnx_standard)
+            written += onnx.write(store, source, folder, progress)
+            if not files.gguf:
+                plan = onnx.plan_of(plan, store)
         source.assert_unchanged()
         brought = write_device_files(folder, plan, str(source.description["name"]))
         manifest = Manifest(
@@ -104,10 +118,20 @@ def write_bundle(
             source=source.description,
             licence=source.description.get("licence"),
             producer=f"plm-edge {plm_edge.__version__}",
-            files=(file, *brought),
+            files=(*written, *brought),
         )
         write_manifest(folder, manifest)
     return manifest
+
+
+def _write_gguf(source: Source, plan: Plan, folder: Path, progress: Progress | None) -> BundleFile:
+    if plan.layout == "deepseek2":
+        source = as_deepseek2(source, plan.formats)
+    tensors = file_tensors(plan.layout, source.spec, plan.formats)
+    header = header_bytes(plan.layout, _keys(source, plan), tensors)
+    check_space(folder, file_bytes(header, plan.layout, tensors))
+    file = folder / MODEL_FILE
+    return write_gguf(file, header, plan.layout, tensors, source.packed_rows, progress)
 
 
 def _calibrated(source: Source, plan: Plan, calibration: Calibration, draft: Path) -> Source:

@@ -10,7 +10,7 @@ import numpy as np
 from plm_edge import devices
 from plm_edge.bundle import MODEL_FILE, BundleFile
 from plm_edge.errors import UsageError
-from plm_edge.exporters import write_bundle
+from plm_edge.exporters import Files, write_bundle
 from plm_edge.exporters.gguf_writer import Progress
 from plm_edge.exporters.screen import random_screen, screened
 from plm_edge.exporters.source import Source, quantizing
@@ -124,6 +124,7 @@ def synth(
     n_ctx: int | None = None,
     pure: bool = False,
     screen: bool = False,
+    file_format: str = "gguf",
     force: bool = False,
     progress: Progress | None = None,
 ) -> SynthReport:
@@ -132,13 +133,18 @@ def synth(
     `pure`: the head in the format of the rest. `screen`: with a screened head of random axes, whose
     speed is that of a true one.
 
-    Nothing is kept of the weights but a block of rows; the written file is then measured.
+    Nothing is kept of the weights but a block of rows; the written file is then measured, or, where
+    there is no GGUF file, the weights before they were rounded.
     """
+    files = Files(file_format)
+    files.check(screen, layout if layout != "latent" else None)
     if shape not in SHAPES:
         raise UsageError(f"unknown shape {shape!r}, expected one of {', '.join(SHAPES)}")
     weights = SynthWeights(SHAPES[shape].spec, zeros, seed)
     spec = weights.spec
-    plan = make_plan(spec, devices.detect(), quant, layout, n_ctx, pure=pure, screened=screen)
+    plan = make_plan(
+        spec, devices.detect(), quant, layout, n_ctx, files.cache_type, pure=pure, screened=screen
+    )
     tokenizer = Tokenizer(made_up_vocabulary(SHAPES[shape].merges))
     source = Source(
         spec=spec,
@@ -149,7 +155,7 @@ def synth(
     )
     if screen:
         source = screened(source, plan.formats[head_name(spec)], random_screen(spec, seed))
-    manifest = write_bundle(source, plan, out, force=force, progress=progress)
+    manifest = write_bundle(source, plan, out, files, force=force, progress=progress)
     ids = np.random.Generator(np.random.SFC64(seed)).integers(0, tokenizer.n_tokens, SAMPLE_TOKENS)
-    layers = measure_activity(GgufWeights(out / MODEL_FILE), ids)
-    return SynthReport(out, plan.quant, layout, manifest.files[0], tuple(layers))
+    layers = measure_activity(GgufWeights(out / MODEL_FILE) if files.gguf else weights, ids)
+    return SynthReport(out, plan.quant, manifest.plan["layout"], manifest.files[0], tuple(layers))

@@ -65,9 +65,7 @@ class OnnxFile:
             with path.open("rb") as file:
                 data = file.read(MOST_BYTES + 1)
         except OSError as why:
-            raise OutputError(
-                f"{path}: cannot be read: {why.strerror}; check the path"
-            ) from None
+            raise OutputError(f"{path}: cannot be read: {why.strerror}; check the path") from None
         if len(data) > MOST_BYTES:
             raise FileFormatError(
                 f"{path}: expected a graph of at most {MOST_BYTES} bytes, found more; export with "

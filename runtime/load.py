@@ -47,7 +47,9 @@ def load(
         raise UnsupportedError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
     path = Path(path)
     if kind == "auto":
-        kind = "onnx" if (path / IN_PLACE).exists() and not (path / MODEL_FILE).exists() else "native"
+        kind = (
+            "onnx" if (path / IN_PLACE).exists() and not (path / MODEL_FILE).exists() else "native"
+        )
     if kind == "native":
         return load_native(path, threads, n_ctx, cache_type, isa, force, head, activations)
     from plm_edge.runtime.load_onnx import load_onnx
@@ -61,7 +63,7 @@ def load(
             raise UnsupportedError(
                 f"backend onnx: expected no {name}, found {value}; it is for the native backend"
             )
-    return load_onnx(path, provider or "cpu", threads, n_ctx, cache_type, force)
+    return load_onnx(path, provider or None, threads, n_ctx, cache_type, force)
 
 
 def load_native(

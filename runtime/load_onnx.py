@@ -10,32 +10,36 @@ from plm_edge.bundle import read_bundle
 from plm_edge.devices import detect
 from plm_edge.errors import UnsupportedError
 from plm_edge.plan import Overrides, Plan, replan_for_load
-from plm_edge.runtime.onnx_model import CACHE_TYPE, OnnxModel, onnxruntime
+from plm_edge.runtime.onnx_model import CACHE_TYPE, OnnxModel, choose_provider, onnxruntime
 from plm_edge.runtime.onnx_session import OnnxSession
 
 
 def load_onnx(
     path: Path,
-    provider: str = "cpu",
+    provider: str | None = None,
     threads: int | None = None,
     n_ctx: int | None = None,
     cache_type: str | None = None,
     force: bool = False,
 ) -> OnnxSession:
-    """A session in onnxruntime on a bundle folder; arguments and errors as in `load`."""
-    onnxruntime()
+    """A session in onnxruntime on a bundle folder; arguments and errors as in `load`.
+
+    provider: "cpu", "cuda" and so on; by default the first of this machine's profile that is there.
+    """
+    available = onnxruntime().get_available_providers()
     if cache_type not in (None, CACHE_TYPE):
         raise UnsupportedError(
             f"backend onnx: expected cache type {CACHE_TYPE} (that of the graph), found "
             f"{cache_type}; leave -ctk out"
         )
     manifest = read_bundle(path)
+    here = detect()
     exported = replace(Plan.from_dict(manifest.plan), cache_type=CACHE_TYPE)
     asked = Overrides(n_ctx, None, threads, exported.isa, beyond_trained=force)
-    plan, differences = replan_for_load(manifest.spec, exported, detect(), asked)
+    plan, differences = replan_for_load(manifest.spec, exported, here, asked)
     for line in differences:
         print(f"plm-edge: {line}", file=sys.stderr)
-    model = OnnxModel(path, plan.threads, provider)
+    model = OnnxModel(path, plan.threads, choose_provider(provider, available, here.onnx_providers))
     try:
         return model.session(plan.n_ctx)
     except BaseException:

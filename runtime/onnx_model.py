@@ -44,8 +44,13 @@ def onnxruntime() -> Any:
     return ort
 
 
-def choose_provider(asked: str, available: Sequence[str]) -> str:
-    """onnxruntime's name of the provider `asked`; UnsupportedError where it is not there."""
+def choose_provider(asked: str | None, available: Sequence[str], profile: Sequence[str]) -> str:
+    """The provider `asked` in onnxruntime's words, or the first of a profile that is available.
+
+    Raises UnsupportedError where the one that was asked for is not there.
+    """
+    if asked is None:
+        return next((name for name in profile if name in available), PROVIDERS["cpu"])
     if asked not in PROVIDERS:
         raise UnsupportedError(
             f"expected a provider of {', '.join(PROVIDERS)}, found {asked!r}; "
@@ -63,10 +68,9 @@ def choose_provider(asked: str, available: Sequence[str]) -> str:
 class OnnxModel:
     """model_in_place.onnx of a bundle. Raises FileFormatError where the bundle is not whole."""
 
-    def __init__(self, path: Path, threads: int, provider: str = "cpu") -> None:
-        self.path, self.threads = path, threads
+    def __init__(self, path: Path, threads: int, provider: str) -> None:
+        self.path, self.threads, self.provider = path, threads, provider
         ort = onnxruntime()
-        self.provider = choose_provider(provider, ort.get_available_providers())
         manifest = read_bundle(path)
         self.spec = manifest.spec
         sizes = {file.name: file.size for file in manifest.files}
@@ -81,7 +85,9 @@ class OnnxModel:
                 f"{path}: expected at most {self.spec.vocab} tokens (rows of the embedding), "
                 f"found {self.tokenizer.n_tokens}; export the model again"
             )
-        hashes = [file.sha256 for file in manifest.files if file.name in (names.DATA, names.IN_PLACE)]
+        hashes = [
+            file.sha256 for file in manifest.files if file.name in (names.DATA, names.IN_PLACE)
+        ]
         self.sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
         self.inference: Any = self._start(ort)
 

@@ -1,7 +1,7 @@
 """One sequence in onnxruntime: its latent rows lie in one buffer that the graph writes into.
 
 A call binds the first `n_past + tokens` rows of each layer as input and as output, so nothing is
-copied: TensorScatter finds both at one address and writes the new rows only.
+copied: ScatterND finds both at one address and writes the new rows only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from plm_edge import onnx_names as names
 from plm_edge.cache_layout import CacheLayout
-from plm_edge.errors import DoesNotFit, Interrupted, PlmEdgeError, UnsupportedError, UsageError
+from plm_edge.errors import DoesNotFit, Interrupted, PlmEdgeError, UsageError
 from plm_edge.runtime.any_session import AnySession, Logits
 from plm_edge.runtime.onnx_model import CACHE_TYPE, OnnxModel, onnxruntime
 from plm_edge.workspace import PREFILL_CHUNK
@@ -27,8 +27,8 @@ class OnnxSession(AnySession):
         super().__init__(model.spec, model.tokenizer, n_ctx, CACHE_TYPE)
         if n_ctx > self.spec.n_ctx_train:
             raise UsageError(
-                f"backend onnx: expected at most {self.spec.n_ctx_train} tokens (the graph turns no "
-                f"further), found a context of {n_ctx}; use the native backend"
+                f"backend onnx: expected at most {self.spec.n_ctx_train} tokens (what the "
+                f"graph can turn), found a context of {n_ctx}; use the native backend"
             )
         self.model, self.threads = model, model.threads
         self._ort = onnxruntime()
@@ -108,7 +108,5 @@ class OnnxSession(AnySession):
             place = self._rows[layer].ctypes.data
             binding.bind_input(before, "cpu", 0, np.float32, shape, place)
             binding.bind_output(after, "cpu", 0, np.float32, shape, place)
-        binding.bind_output(
-            names.LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data
-        )
+        binding.bind_output(names.LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         return binding

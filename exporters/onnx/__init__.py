@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plm_edge import onnx_names
-from plm_edge.atomic import check_space, write_atomic
-from plm_edge.bundle import BundleFile
+from plm_edge.atomic import check_space
+from plm_edge.bundle import BundleFile, write_file
 from plm_edge.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from plm_edge.exporters.gguf_writer import Progress
+    from plm_edge.exporters.onnx.store import Store
     from plm_edge.exporters.source import Source
+    from plm_edge.planned import Plan
+    from plm_edge.spec import ModelSpec
 
 
 def check_installed() -> None:
@@ -29,30 +32,38 @@ def check_installed() -> None:
         ) from None
 
 
+def store_of(spec: ModelSpec, formats: Mapping[str, str], standard: bool) -> Store:
+    """The weights' file of a model with these formats; `standard`: for the standard's operators."""
+    from plm_edge.exporters.onnx.store import Store, onnx_formats
+
+    return Store(spec, onnx_formats(spec, formats), standard)
+
+
+def plan_of(plan: Plan, store: Store) -> Plan:
+    """The plan of a bundle that has ONNX files only."""
+    return replace(
+        plan,
+        layout="onnx",
+        backend="onnx",
+        formats=store.formats,
+        budget=replace(plan.budget, weights=store.nbytes),
+    )
+
+
 def write(
-    source: Source,
-    formats: Mapping[str, str],
-    folder: Path,
-    *,
-    standard: bool = False,
-    progress: Progress | None = None,
+    store: Store, source: Source, folder: Path, progress: Progress | None = None
 ) -> list[BundleFile]:
-    """Write the graphs, their weights and the tokenizer into `folder`."""
+    """Write the weights, the graphs and the tokenizer into `folder`."""
     from plm_edge.exporters.onnx.caches import Halves, InPlace
     from plm_edge.exporters.onnx.model import build
-    from plm_edge.exporters.onnx.store import Store
+    from plm_edge.tokenizer.gguf_keys import read_vocabulary
+    from plm_edge.tokenizer.hf_files import hf_files
 
-    spec = source.spec
-    store = Store(spec, formats, standard)
-    models = {cache.file: build(store, cache) for cache in (Halves(spec), InPlace(spec))}
-    check_space(folder, store.nbytes)
-    files = [store.write(folder / onnx_names.DATA, source.packed_rows, progress)]
-    for name, model in models.items():
-        files.append(write_file(folder / name, model.SerializeToString(deterministic=True)))
-    return files
-
-
-def write_file(path: Path, data: bytes) -> BundleFile:
-    """A small file of a bundle."""
-    write_atomic(path, lambda file: file.write(data) and None)
-    return BundleFile(path.name, len(data), hashlib.sha256(data).hexdigest())
+    small = {
+        cache.file: build(store, cache).SerializeToString(deterministic=True)
+        for cache in (Halves(store.spec), InPlace(store.spec))
+    }
+    small |= hf_files(read_vocabulary(dict(source.vocabulary)))
+    check_space(folder, store.nbytes + sum(map(len, small.values())))
+    weights = store.write(folder / onnx_names.DATA, source.packed_rows, progress)
+    return [weights, *(write_file(folder, name, data) for name, data in small.items())]

@@ -30,7 +30,7 @@ FLOATS: dict[str, int] = {
     "F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16,
 }  # fmt: skip
 PAGE, LINE = 4096, 64  # an array of at least a page starts at a page, so that it can be mapped
-_VALUE_BITS = {
+_VALUE_BITS: dict[int, int] = {
     TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 16,
     TensorProto.UINT8: 8, TensorProto.INT8: 8, TensorProto.INT4: 4,
 }  # fmt: skip
@@ -76,16 +76,16 @@ def matrix(name: str, fmt: str, rows: int, cols: int, standard: bool) -> list[Ar
 
 
 def integers(fmt: str, packed: Bytes, standard: bool) -> tuple[Bytes, NDArray[np.float32]]:
-    """ggml's packed rows (rows, row bytes) -> integers as bytes (rows, n), scales (rows, blocks)."""
+    """Packed rows of ggml (rows, row bytes) -> integers (rows, bytes), scales (rows, blocks)."""
     rows = len(packed)
     blocks = packed.reshape(rows, -1, FORMATS[fmt].block_bytes)
     scales = blocks[..., :2].copy().view("<f2")[..., 0].astype(np.float32)
     q = blocks[..., 2:]
     if fmt == "Q8_0":
-        return (q if standard else q ^ 0x80).reshape(rows, -1), scales
+        return (q if standard else q ^ np.uint8(0x80)).reshape(rows, -1), scales
     values = np.concatenate([q & 15, q >> 4], axis=-1)  # (rows, blocks, 32), around 8
-    pairs = values[..., 0::2] | values[..., 1::2] << 4
-    return (pairs ^ 0x88 if standard else pairs).reshape(rows, -1), scales
+    pairs: Bytes = values[..., 0::2] | values[..., 1::2] << 4
+    return (pairs ^ np.uint8(0x88) if standard else pairs).reshape(rows, -1), scales
 
 
 def heads_of(spec: ModelSpec, kv_b: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:

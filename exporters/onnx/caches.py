@@ -28,14 +28,13 @@ class Frame:
     scores: str  # shape (B, T, H, S)
     weights: str  # shape (B, ..., T * H, S)
     mask: str  # (B, T, 1, S), 0 or HIDDEN
-    starts: str  # (B,) where new rows go in a buffer
+    places: str  # (B, T, 2) text and position of each new row; model_in_place.onnx
 
 
 class Cache(Protocol):
     """How one of the graphs keeps rows."""
 
     file: str
-    opset: int
 
     def inputs(self) -> list[ValueInfoProto]:
         """Of the graph."""
@@ -74,10 +73,10 @@ def _value(name: str, kind: int, *shape: int | str) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def _places(g: Graph, total: str) -> str:
-    """0, 1, ... S - 1."""
-    end = g.op("Squeeze", total, g.ints(0), name="end")
-    return g.op("Range", g.integer(0), end, g.integer(1), name="places")
+def _up_to(g: Graph, count: str, name: str) -> str:
+    """Count (1,) -> 0, 1, ... count - 1."""
+    end = g.op("Squeeze", count, g.ints(0), name=f"{name}_end")
+    return g.op("Range", g.integer(0), end, g.integer(1), name=name)
 
 
 def _mask(g: Graph, seen: str) -> str:
@@ -90,19 +89,21 @@ class InPlace:
     """model_in_place.onnx: input and output of a layer are one buffer, and nothing is copied.
 
         cache.3 (B, S, W): past rows, and room for T more
-            └─► TensorScatter at position_ids[:, 0] ◄── new rows (B, T, W)
+            └─► ScatterND at position_ids ◄── new rows (B, T, W)
                     └─► cache_out.3 (B, S, W), bound to the same memory; attention reads it
 
     Logits only of the tokens that `logit_rows` names: of a prompt, the last.
     """
 
-    file, opset = names.IN_PLACE, 24
+    file = names.IN_PLACE
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec, self.width = spec, spec.rank + spec.rope
 
     def inputs(self) -> list[ValueInfoProto]:
-        ids = [_value(n, TensorProto.INT64, "batch", "tokens") for n in (names.IDS, names.POSITIONS)]
+        ids = [
+            _value(n, TensorProto.INT64, "batch", "tokens") for n in (names.IDS, names.POSITIONS)
+        ]
         return [*ids, _value(names.LOGIT_ROWS, TensorProto.INT64, "rows"), *self._rows(0)]
 
     def outputs(self) -> list[ValueInfoProto]:
@@ -115,8 +116,11 @@ class InPlace:
         batch = g.op("Shape", names.IDS, name="batch", start=0, end=1)
         total = g.op("Shape", names.rows(0)[0], name="total", start=1, end=2)
         at = g.op("Unsqueeze", names.POSITIONS, g.ints(2), name="at")  # (B, T, 1)
-        seen = g.op("LessOrEqual", _places(g, total), at, name="seen")  # (B, T, S)
-        first = g.op("Gather", names.POSITIONS, g.integer(0), name="starts", axis=1)
+        seen = g.op("LessOrEqual", _up_to(g, total, "rows"), at, name="seen")  # (B, T, S)
+        texts = g.op("Unsqueeze", _up_to(g, batch, "texts"), g.ints(1, 2), name="text")
+        text = g.op(
+            "Expand", texts, g.op("Shape", at, name="at_shape"), name="text_of"
+        )  # (B, T, 1)
         join = "Concat"
         return Frame(
             tokens=g.op(join, tokens, g.ints(-1), name="by_token", axis=0),
@@ -124,14 +128,12 @@ class InPlace:
             scores=g.op(join, tokens, g.ints(self.spec.heads), total, name="scores", axis=0),
             weights=g.op(join, batch, g.ints(-1), total, name="weights", axis=0),
             mask=_mask(g, seen),
-            starts=first,
+            places=g.op(join, text, at, name="places_of", axis=2),
         )
 
     def append(self, g: Graph, layer: int, rows: str, frame: Frame) -> list[str]:
         before, after = names.rows(layer)
-        return [
-            g.op("TensorScatter", before, rows, frame.starts, name="cache", output=after, axis=1)
-        ]
+        return [g.op("ScatterND", before, frame.places, rows, name="cache", output=after)]
 
     def scores(self, g: Graph, cached: list[str], query: str, frame: Frame) -> str:
         by_row = g.op("Reshape", query, frame.queries[0], name="query_rows")  # (B, T * H, W)
@@ -143,9 +145,7 @@ class InPlace:
         by_row = g.op("Reshape", weights, frame.weights, name="weight_rows")  # (B, T * H, S)
         sums = g.op("MatMul", by_row, cached[0], name="sums")  # (B, T * H, W), rope values too
         latents = g.op("Slice", sums, g.ints(0), g.ints(self.spec.rank), g.ints(2), name="latents")
-        return g.op(
-            "Reshape", latents, g.ints(-1, self.spec.heads, self.spec.rank), name="mixed"
-        )
+        return g.op("Reshape", latents, g.ints(-1, self.spec.heads, self.spec.rank), name="mixed")
 
     def asked(self, g: Graph, x: str) -> str:
         return g.op("Gather", x, names.LOGIT_ROWS, name="asked", axis=0)
@@ -170,7 +170,7 @@ class Halves:
     batch shorter texts are padded at the front: `attention_mask` is 0 there.
     """
 
-    file, opset = names.MODEL, 23
+    file = names.MODEL
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec, self.widths = spec, names.halves(spec.rank + spec.rope)
@@ -196,7 +196,7 @@ class Halves:
         batch = g.op("Shape", names.IDS, name="batch", start=0, end=1)
         count = g.op("Shape", names.IDS, name="count", start=1, end=2)
         total = g.op("Shape", names.MASK, name="total", start=1, end=2)
-        places = _places(g, total)
+        places = _up_to(g, total, "rows")
         past = g.op("Sub", total, count, name="past")
         own = g.op("Slice", places, past, total, g.ints(0), name="own")  # (T,)
         at = g.op("Unsqueeze", own, g.ints(1), name="at")  # (T, 1)
@@ -214,7 +214,7 @@ class Halves:
             scores=g.op(join, tokens, g.ints(self.spec.heads), total, name="scores", axis=0),
             weights=g.op(join, batch, g.ints(1, -1), total, name="weights", axis=0),
             mask=_mask(g, seen),
-            starts="",
+            places="",
         )
 
     def append(self, g: Graph, layer: int, rows: str, frame: Frame) -> list[str]:

@@ -1,7 +1,7 @@
 """A graph that is written down node by node; a node's name says where it stands.
 
-    with g.scope("layers.3"), g.scope("attention"):
-        q = g.op("MatMul", x, w, name="q")          # the node and its output: layers.3/attention/q
+with g.scope("layers.3"), g.scope("attention"):
+    q = g.op("MatMul", x, w, name="q")          # the node and its output: layers.3/attention/q
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 CONTRIB = "com.microsoft"  # onnxruntime's own operators
 
@@ -22,6 +22,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
+        self.noted: list[ValueInfoProto] = []  # types that shape inference cannot find by itself
         self.used: dict[str, None] = {}  # names of stored arrays, in order
         self._scopes: list[str] = []
         self._names: set[str] = set()
@@ -40,6 +41,14 @@ class Graph:
         full = self._named(name)
         self.nodes.append(helper.make_node(kind, inputs, [output or full], full, **attributes))
         return output or full
+
+    def contrib(
+        self, kind: str, *inputs: str, name: str, shape: Sequence[int | str], **attributes: Any
+    ) -> str:
+        """Append a node of onnxruntime's own; it gives float32 of that shape."""
+        output = self.op(kind, *inputs, name=name, domain=CONTRIB, **attributes)
+        self.noted.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, shape))
+        return output
 
     def split(self, x: str, sizes: Sequence[int], axis: int, name: str) -> list[str]:
         """Cut x along an axis."""

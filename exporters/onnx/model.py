@@ -9,15 +9,15 @@ from __future__ import annotations
 from onnx import ModelProto, helper
 
 import plm_edge
+from plm_edge import onnx_names as names
 from plm_edge.exporters.onnx.caches import Cache, Frame
 from plm_edge.exporters.onnx.graph import CONTRIB, Graph
 from plm_edge.exporters.onnx.products import Products
 from plm_edge.exporters.onnx.store import COSINES, SINES, Store
 from plm_edge.kinds.mla import softmax_scale
-from plm_edge.spec import ModelSpec
 from plm_edge.tensors import TENSORS_GLOBAL, head_name
-from plm_edge import onnx_names as names
 
+OPSET = 23  # the first with RMSNormalization and RotaryEmbedding
 _EMBEDDING, _LAST_NORM = (row.name for row in TENSORS_GLOBAL)
 
 
@@ -43,15 +43,15 @@ def embedding(p: Products) -> str:
 
 
 def attention(p: Products, cache: Cache, frame: Frame, i: int, x: str) -> str:
-    """One layer's attention, x += W_o . attention(norm(x)).
+    """Attention of one layer, added to x.
 
-        x ─► norm ─┬─► W_q ─► per head ─┬─► nope ─► W_uk^T ─┬─► query (N, H, W)
-                   │                    └─► rope ─► turn ───┘      │
-                   └─► W_kv_a ─┬─► latent ─► norm ─┬─► row ─► cache (B, S, W)
-                               └─► rope ─► turn ───┘          │    │
-                                                              │  scores ─► mask ─► softmax
-                                                              └──────► weighted sum ◄┘
-        x + ◄─ W_o ◄─ W_uv per head ◄─ latents (N, H, rank) ◄──────────────┘
+    x ─► norm ─┬─► W_q ─► per head ─┬─► nope ─► W_uk^T ─┬─► query (N, H, W)
+               │                    └─► rope ─► turn ───┘      │
+               └─► W_kv_a ─┬─► latent ─► norm ─┬─► row ─► cache (B, S, W)
+                           └─► rope ─► turn ───┘          │    │
+                                                          │  scores ─► mask ─► softmax
+                                                          └──────► weighted sum ◄┘
+    x + ◄─ W_o ◄─ W_uv per head ◄─ latents (N, H, rank) ◄──────────────┘
     """
     g, spec, blk = p.g, p.store.spec, f"blk.{i}."
     with g.scope("attention"):
@@ -70,14 +70,12 @@ def attention(p: Products, cache: Cache, frame: Frame, i: int, x: str) -> str:
 
 
 def _query(p: Products, frame: Frame, blk: str, h: str) -> str:
-    """h (N, d_model) -> what meets a cached row (N, H, W), scaled for the softmax."""
+    """From h (N, d_model) what meets a cached row (N, H, W), scaled for the softmax."""
     g, spec = p.g, p.store.spec
     q = p.linear(blk + "attn_q.weight", h, "q")
     by_head = g.op("Reshape", q, g.ints(-1, spec.heads, spec.nope + spec.rope), name="q_heads")
     plain, rotary = g.split(by_head, (spec.nope, spec.rope), 2, "q_parts")
-    absorbed = p.per_head(
-        blk + "attn_k_b.weight", plain, (spec.heads, spec.nope, spec.rank), "k_b"
-    )
+    absorbed = p.per_head(blk + "attn_k_b.weight", plain, (spec.heads, spec.nope, spec.rank), "k_b")
     turned = turn(g, frame, rotary, spec.heads, "q_rope")
     turned = g.op("Reshape", turned, g.ints(-1, spec.heads, spec.rope), name="q_turned")
     query = g.op("Concat", absorbed, turned, name="query", axis=2)
@@ -85,7 +83,7 @@ def _query(p: Products, frame: Frame, blk: str, h: str) -> str:
 
 
 def _rows(p: Products, frame: Frame, blk: str, h: str) -> str:
-    """h (N, d_model) -> rows to remember (B, T, W)."""
+    """From h (N, d_model) the rows to remember (B, T, W)."""
     g, spec = p.g, p.store.spec
     kv_a = p.linear(blk + "attn_kv_a_mqa.weight", h, "kv_a")
     latent, key = g.split(kv_a, (spec.rank, spec.rope), 1, "kv_a_parts")
@@ -95,7 +93,7 @@ def _rows(p: Products, frame: Frame, blk: str, h: str) -> str:
 
 
 def turn(g: Graph, frame: Frame, x: str, heads: int, name: str) -> str:
-    """Rotate x (N, [heads,] rope) by its tokens' positions, pairs (2i, 2i + 1): (B, T, heads*rope)."""
+    """Turn pairs (2i, 2i + 1) of x (N, [heads,] rope) by position: (B, T, heads * rope)."""
     by_token = g.op("Reshape", x, frame.tokens, name=f"{name}_tokens")
     return g.op(
         "RotaryEmbedding", by_token, g.stored(COSINES), g.stored(SINES), names.POSITIONS,
@@ -104,9 +102,9 @@ def turn(g: Graph, frame: Frame, x: str, heads: int, name: str) -> str:
 
 
 def feed_forward(p: Products, i: int, x: str) -> str:
-    """One layer's feed-forward, x += W_down . max(0, W_up . norm(x))^2.
+    """Feed-forward of layer i: x + W_down . max(0, W_up . norm(x))^2.
 
-        x ─► norm ─► W_up ─► relu ─► squared ─► W_down ─► + x
+    x ─► norm ─► W_up ─► relu ─► squared ─► W_down ─► + x
     """
     g, spec, blk = p.g, p.store.spec, f"blk.{i}."
     with g.scope("ffn"):
@@ -133,9 +131,9 @@ def norm(g: Graph, x: str, weight: str, eps: float, name: str) -> str:
 def _model(g: Graph, store: Store, cache: Cache) -> ModelProto:
     initializers = [*g.constants.values(), *(store.initializer(name) for name in g.used)]
     graph = helper.make_graph(
-        g.nodes, "plm", cache.inputs(), cache.outputs(), initializers, doc_string=_DOC
+        g.nodes, "plm", cache.inputs(), cache.outputs(), initializers, _DOC, g.noted
     )
-    opsets = [helper.make_opsetid("", cache.opset)]
+    opsets = [helper.make_opsetid("", OPSET)]
     if any(node.domain == CONTRIB for node in g.nodes):
         opsets.append(helper.make_opsetid(CONTRIB, 1))
     return helper.make_model(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnx import TensorProto
 
 from plm_edge.exporters.onnx.arrays import BITS, BLOCK, FLOATS
-from plm_edge.exporters.onnx.graph import CONTRIB, Graph
+from plm_edge.exporters.onnx.graph import Graph
 from plm_edge.exporters.onnx.store import Store
 
 # MatMulNBits rounds activations to 8 bits for each block of 32 and multiplies integers: twice as
@@ -29,17 +29,17 @@ class Products:
                 return g.op("Gather", self._dequantized(weight), ids, name="rows")
             rows, blocks, block_bytes = self.store.arrays[f"{weight}.q"].shape
             flat = self.store.alias(f"{weight}.q", f"{weight}.q.rows", (rows, blocks * block_bytes))
-            return g.op(
+            return g.contrib(
                 "GatherBlockQuantized", g.stored(flat), ids, g.stored(f"{weight}.scales"),
-                name="rows", domain=CONTRIB, bits=BITS[fmt], block_size=BLOCK, gather_axis=0,
-                quantize_axis=1,
+                name="rows", shape=("places", blocks * BLOCK), bits=BITS[fmt], block_size=BLOCK,
+                gather_axis=0, quantize_axis=1,
             )  # fmt: skip
 
     def linear(self, weight: str, x: str, name: str) -> str:
-        """x (N, cols) -> (N, rows), with a matrix (rows, cols)."""
+        """Multiply x (N, cols) with a matrix (rows, cols): (N, rows)."""
         g, fmt = self.g, self.store.format(weight)
         if fmt in BITS and not self.store.standard:
-            return self._n_bits(weight, fmt, x, name)
+            return self._n_bits(weight, fmt, x, ("places",), name)
         if fmt in BITS:
             with g.scope(name):
                 values = self._dequantized(weight)
@@ -49,14 +49,14 @@ class Products:
         return g.op("Gemm", x, values, name=f"{name}/Gemm", transB=1)
 
     def per_head(self, weight: str, x: str, shape: tuple[int, int, int], name: str) -> str:
-        """x (N, heads, in) -> (N, heads, out), each head with its own (in, out)."""
+        """Multiply x (N, heads, in) head by head with its own (in, out): (N, heads, out)."""
         g, fmt, (heads, inner, outer) = self.g, self.store.format(weight), shape
         with g.scope(name):
             if fmt in BITS and not self.store.standard:
                 # MatMulNBits has no batch of weights: one node for each head.
                 parts = g.split(x, [1] * heads, 1, "heads")
                 made = [
-                    self._n_bits(f"{weight}.{k}", fmt, part, f"head.{k}")
+                    self._n_bits(f"{weight}.{k}", fmt, part, ("places", 1), f"head.{k}")
                     for k, part in enumerate(parts)
                 ]
                 return g.op("Concat", *made, name="joined", axis=1)
@@ -70,12 +70,15 @@ class Products:
             product = g.op("MatMul", by_head, values, name="MatMul")
             return g.op("Transpose", product, name="by_token", perm=[1, 0, 2])
 
-    def _n_bits(self, weight: str, fmt: str, x: str, name: str) -> str:
+    def _n_bits(
+        self, weight: str, fmt: str, x: str, front: tuple[str | int, ...], name: str
+    ) -> str:
+        """Multiply x (*front, cols): (*front, rows)."""
         q, scales = f"{weight}.q", f"{weight}.scales"
         rows, blocks, _ = self.store.arrays[q].shape
-        return self.g.op(
-            "MatMulNBits", x, self.g.stored(q), self.g.stored(scales), name=name, domain=CONTRIB,
-            N=rows, K=blocks * BLOCK, bits=BITS[fmt], block_size=BLOCK,
+        return self.g.contrib(
+            "MatMulNBits", x, self.g.stored(q), self.g.stored(scales), name=name,
+            shape=(*front, rows), N=rows, K=blocks * BLOCK, bits=BITS[fmt], block_size=BLOCK,
             accuracy_level=ACCURACY_LEVEL,
         )  # fmt: skip
 

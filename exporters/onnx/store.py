@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from plm_edge import onnx_names
 from plm_edge.atomic import write_atomic
 from plm_edge.bundle import BundleFile
+from plm_edge.errors import UnsupportedError
 from plm_edge.exporters.gguf_writer import Progress
 from plm_edge.exporters.onnx import arrays
 from plm_edge.exporters.onnx.arrays import Array, Bytes
@@ -34,8 +35,14 @@ def onnx_formats(spec: ModelSpec, formats: Mapping[str, str]) -> dict[str, str]:
 
     Blocks run along what a product sums over: nope values of W_uk, rank of W_uv.
     """
-    split = {}
-    for name, fmt in formats.items():
+    split: dict[str, str] = {}
+    for name in tensor_table(spec):
+        fmt = formats[name]
+        if fmt not in arrays.BITS and fmt not in arrays.FLOATS:
+            names = ", ".join((*arrays.FLOATS, *arrays.BITS))
+            raise UnsupportedError(
+                f"ONNX: expected weights in one of {names}, found {fmt} for {name}; choose --quant"
+            )
         if not name.endswith(_KV_B):
             split[name] = fmt
             continue
@@ -84,11 +91,6 @@ class Store:
             tensor.external_data.add(key=key, value=str(value))
         return tensor
 
-    def value_info(self, name: str) -> object:
-        """Type and shape of an array."""
-        array = self.arrays[name]
-        return helper.make_tensor_value_info(name, array.dtype, array.shape)
-
     def write(
         self, path: Path, packed_rows: PackedRows, progress: Progress | None = None
     ) -> BundleFile:
@@ -118,7 +120,8 @@ class Store:
         if len(info.shape) == 1:
             return [Array(info.name, TensorProto.FLOAT, info.shape)]
         if not info.name.endswith(_KV_B):
-            return arrays.matrix(info.name, self.formats[info.name], *info.shape, self.standard)
+            rows, cols = info.shape
+            return arrays.matrix(info.name, self.formats[info.name], rows, cols, self.standard)
         spec = self.spec
         shapes = (spec.heads, spec.nope, spec.rank), (spec.heads, spec.rank, spec.v_head)
         return [

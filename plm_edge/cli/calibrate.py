@@ -30,6 +30,8 @@ def export(
     head: str = "full",
     calibration: str | Path | None = None,
     allow_keys: Collection[str] = (),
+    file_format: str = "gguf",
+    onnx_standard: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -38,8 +40,9 @@ def export(
     `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
     that are known to change nothing. Layout None: latent, or on a graphics card what llama.cpp runs
     in less memory. `pure`: the head in the format of the rest. head="screened" adds a
-    screened head, made from the text file `calibration` (by default tales in English). `force`
-    replaces an earlier bundle.
+    screened head, made from the text file `calibration` (by default tales in English). `file_format`:
+    "gguf", "onnx" or "both"; `onnx_standard`: without onnxruntime's own operators. `force` replaces
+    an earlier bundle.
     """
     from plm_edge import exporters
     from plm_edge.exporters.screen import Calibration
@@ -60,6 +63,7 @@ def export(
         pure=pure,
         calibration=Calibration(text, hidden_states) if screened else None,
         allow_keys=allow_keys,
+        files=exporters.Files(file_format, onnx_standard),
         force=force,
         progress=progress,
     )

@@ -36,7 +36,7 @@ def command(
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
     cache_type: MaybeCacheType = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads")] = None,
-    backend: Annotated[str, typer.Option(help="auto or native.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, native, onnx or onnx:PROVIDER.")] = "auto",
     isa: Annotated[str | None, typer.Option(help="Kernel set; the best of this CPU.")] = None,
     head: Head = "full",
     activations: Activations = "int16",
@@ -134,11 +134,11 @@ def open_session(
 ) -> AnySession:
     """Prepare and load; with force the context may be longer than the model was trained for."""
     from plm_edge import runtime
-    from plm_edge.cli.prepare import prepare, spec_of
+    from plm_edge.cli.prepare import format_for, prepare, spec_of
     from plm_edge.cli.progress import Progress
 
     progress = Progress(f"export {model} for this machine")
-    path = prepare(model, progress, offline)
+    path = prepare(model, progress, offline, file_format=format_for(backend))
     progress.done()
     trained = spec_of(path).n_ctx_train
     if n_ctx is not None and n_ctx > trained and not force:

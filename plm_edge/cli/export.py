@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plm_edge.cli.options import Layout, MaybeQuant, Pure
+from plm_edge.cli.options import FileFormat, Layout, MaybeQuant, OnnxStandard, Pure
 
 if TYPE_CHECKING:
     from plm_edge.bundle import Manifest
@@ -17,6 +17,8 @@ def command(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Hugging Face folder, hub id, or demo.")],
     target: Annotated[str, typer.Option("--target", help="A device: see plm-edge devices.")],
+    file_format: FileFormat = "gguf",
+    onnx_standard: OnnxStandard = False,
     layout: Layout = None,
     quant: MaybeQuant = None,
     pure: Pure = False,
@@ -56,6 +58,8 @@ def command(
         head=head,
         calibration=calibration,
         allow_keys=tuple(allow_key or ()),
+        file_format=file_format,
+        onnx_standard=onnx_standard,
         force=force,
         progress=progress,
     )

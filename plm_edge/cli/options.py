@@ -35,3 +35,10 @@ Layout = Annotated[
     str | None,
     typer.Option(help="latent; plm or deepseek2 for llama.cpp. The best for the target."),
 ]
+FileFormat = Annotated[
+    str, typer.Option("--format", callback=_lower, help="gguf, onnx, or both in one bundle.")
+]
+OnnxStandard = Annotated[
+    bool,
+    typer.Option("--onnx-standard", help="ONNX without onnxruntime's own operators; slower there."),
+]

@@ -42,24 +42,42 @@ def load(
     from plm_edge import runtime
 
     asked = threads, n_ctx, cache_type, isa, force, head, activations
-    return runtime.load(prepare(str(path)), backend, *asked)
+    return runtime.load(prepare(str(path), file_format=format_for(backend)), backend, *asked)
+
+
+def format_for(backend: str) -> str:
+    """What a backend reads."""
+    return "onnx" if backend.partition(":")[0] == "onnx" else "gguf"
 
 
 def prepare(
-    model: str, progress: Progress | None = None, offline: bool = False, in_full: bool = False
+    model: str,
+    progress: Progress | None = None,
+    offline: bool = False,
+    in_full: bool = False,
+    file_format: str = "gguf",
 ) -> Path:
-    """The bundle or .gguf file to load for `model`; `in_full`: a checkpoint without rounding."""
+    """The bundle or .gguf file to load for `model`; `in_full`: a checkpoint without rounding.
+
+    An .onnx file belongs to its bundle. `file_format`: what a checkpoint is exported to.
+    """
+    from plm_edge.bundle import read_bundle
+
     found = find(model, offline)
+    if found.suffix == ".onnx" and found.is_file():
+        found = found.parent
+        read_bundle(found)  # says what is missing
     if found.is_file() or (found / MANIFEST).exists():
         return found
     quant = _format_of(found) if in_full else None
-    folder = cache_folder() / cache_key(found, quant)
+    folder = cache_folder() / (cache_key(found, quant) + ("-onnx" if file_format == "onnx" else ""))
     if not (folder / MANIFEST).exists():
-        from plm_edge.exporters import export
+        from plm_edge.exporters import Files, export
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         # force: another process may put the same bundle there meanwhile.
-        export(str(found), "host", folder, quant=quant, force=True, progress=progress)
+        files = Files(file_format)
+        export(str(found), "host", folder, quant=quant, files=files, force=True, progress=progress)
     return folder
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plm_edge.cli.options import Pure, Quant
+from plm_edge.cli.options import FileFormat, Pure, Quant
 
 
 def command(
@@ -16,6 +16,7 @@ def command(
     zeros: Annotated[float, typer.Option(help="Share of idle feed-forward units.")] = 0.8,
     quant: Quant = "Q4_0",
     pure: Pure = False,
+    file_format: FileFormat = "gguf",
     layout: Annotated[str, typer.Option(help="latent, plm or deepseek2.")] = "latent",
     seed: Annotated[int, typer.Option("-s", "--seed")] = 0,
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
@@ -35,6 +36,7 @@ def command(
         zeros=zeros,
         quant=quant,
         layout=layout,
+        file_format=file_format,
         pure=pure,
         seed=seed,
         n_ctx=n_ctx,
