@@ -43,7 +43,6 @@ def plan_of(plan: Plan, store: Store) -> Plan:
     """The plan of a bundle that has ONNX files only."""
     return replace(
         plan,
-        layout="onnx",
         backend="onnx",
         formats=store.formats,
         budget=replace(plan.budget, weights=store.nbytes),

@@ -40,9 +40,9 @@ def export(
     `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
     that are known to change nothing. Layout None: latent, or on a graphics card what llama.cpp runs
     in less memory. `pure`: the head in the format of the rest. head="screened" adds a
-    screened head, made from the text file `calibration` (by default tales in English). `file_format`:
-    "gguf", "onnx" or "both"; `onnx_standard`: without onnxruntime's own operators. `force` replaces
-    an earlier bundle.
+    screened head, made from the text file `calibration` (by default tales in English).
+    `file_format`: "gguf", "onnx" or "both"; `onnx_standard`: without onnxruntime's own operators.
+    `force` replaces an earlier bundle.
     """
     from plm_edge import exporters
     from plm_edge.exporters.screen import Calibration
