@@ -52,11 +52,10 @@ class DeviceProfile:
     gpu_api: str | None = None  # one of GPU_APIS
     gpu_decode_bytes_per_s: tuple[float, float] | None = None  # as above, on the GPU
     onnx_providers: tuple[str, ...] = ()  # of ONNX Runtime, best first
-    # Rates of this package's kernels on this machine, measured (runtime/probe.py): bytes of weights
-    # a second, by format, through whole layers without a context and through the head; products a
-    # second in attention, by cache type.
-    layer_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
-    head_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
+    # What this package's kernels reach on this machine, measured (runtime/probe.py): bytes of
+    # weights a second while decoding without a context, by quantization; products a second in
+    # attention over cached rows, by cache type.
+    step_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
     attend_mac_per_s: Mapping[str, float] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)  # by the name of the attribute
 
@@ -104,8 +103,7 @@ FIELDS = (
     Field("gpu", "api", "gpu_api", "api"),
     Field("gpu", "decode", "gpu_decode_bytes_per_s", "bytes/s range"),
     Field("onnx", "providers", "onnx_providers", "texts"),
-    Field("kernels", "layers", "layer_bytes_per_s", "bytes/s table"),
-    Field("kernels", "head", "head_bytes_per_s", "bytes/s table"),
+    Field("kernels", "decode", "step_bytes_per_s", "bytes/s table"),
     Field("kernels", "attend", "attend_mac_per_s", "MAC/s table"),
 )
 SECTIONS = tuple(dict.fromkeys(one.section for one in FIELDS))

@@ -43,6 +43,7 @@ def export(
     quant: str | None = None,
     layout: str | None = None,
     n_ctx: int | None = None,
+    cache_type: str | None = None,
     pure: bool = False,
     allow_keys: Collection[str] = (),
     calibration: Calibration | None = None,
@@ -53,10 +54,10 @@ def export(
     """Write a bundle of `model` for `target`; by default into a folder named after both.
 
     `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
-    that are known to change nothing. Layout None: latent, or on a graphics card what llama.cpp runs
-    in less memory. `pure`: the head in the format of the rest. With `calibration`
-    it carries a screened head too. `files`: a GGUF file, ONNX files, or both. `force` replaces an
-    earlier bundle.
+    that are known to change nothing. Layout and cache type None: as the device wants, on a graphics
+    card what llama.cpp runs in less memory. `pure`: the head in the format of the rest. With
+    `calibration` it carries a screened head too. `files`: a GGUF file, ONNX files, or both. `force`
+    replaces an earlier bundle.
     """
     files.check(screened=calibration is not None, layout=layout)
     profile = devices.load(target)
@@ -68,7 +69,7 @@ def export(
             quant,
             layout if files.gguf else "latent",
             n_ctx,
-            files.cache_type,
+            files.cache_type or cache_type,
             pure=pure,
             screened=with_screen,
         )

@@ -36,9 +36,9 @@ class Files:
         return self.file_format != "gguf"
 
     @property
-    def cache_type(self) -> CacheType:
-        """Of the session that the bundle is planned for."""
-        return "f16" if self.gguf else "f32"
+    def cache_type(self) -> CacheType | None:
+        """Of the session that the bundle is planned for; None: as the device wants."""
+        return None if self.gguf else "f32"
 
     def check(self, screened: bool, layout: str | None) -> None:
         """Raises for what cannot be written, before anything is read."""

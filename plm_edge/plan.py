@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from plm_edge import head_screen
-from plm_edge.cache_layout import CACHE_TYPES, CacheLayout, CacheType
+from plm_edge.cache_layout import BLOCK, CACHE_TYPES, CacheLayout, CacheType
 from plm_edge.devices import ISAS, DeviceProfile
+from plm_edge.devices.memory import OWN_BYTES
 from plm_edge.errors import DoesNotFit, UsageError
 from plm_edge.formats import format_of
 from plm_edge.layouts import data_bytes, file_tensors
@@ -29,10 +30,8 @@ QUANTS = ("Q8_0", "Q4_0")
 SHORTEST_CONTEXT = 256  # tokens; a context nobody asked for is not made shorter than this
 _CONTEXT_STEP = 64  # contexts that are shortened to fit are multiples of this
 
-# What the process takes beside weights, cache and scratch. Measured on x86-64 with Python 3.11, as
-# VmHWM after PLM-1.8B had filled a context of 512: 63 MiB, of which 24 came with 151,646 tokens.
-# The rest is room for a long conversation.
-_INTERPRETER_BYTES = 48 << 20
+# A tokenizer, by token. Measured on x86-64 with Python 3.11: 24 MiB for 151,646 tokens; the rest is
+# room for a long conversation. The interpreter is OWN_BYTES of devices/memory.py.
 _TOKEN_BYTES = 240
 
 
@@ -61,7 +60,7 @@ def make_plan(
     quant: str | None = None,
     layout: str | None = None,
     n_ctx: int | None = None,
-    cache_type: str = "f16",
+    cache_type: str | None = None,
     threads: int | None = None,
     isa: str | None = None,
     pure: bool = False,
@@ -71,18 +70,20 @@ def make_plan(
 
     `pure`: the head in the format of the rest. `screened`: with a screened head beside it.
     """
-    asked = Overrides(n_ctx, cache_type, threads, isa)
     quants = QUANTS if quant is None else (format_of(quant).name,)
-    plans = [_plan(spec, profile, choice, layout, asked, pure, screened) for choice in quants]
+    caches = _caches(spec) if cache_type is None else (cache_type,)
+    plans = [
+        _plan(spec, profile, q, layout, Overrides(n_ctx, kind, threads, isa), pure, screened)
+        for q in quants
+        for kind in caches
+    ]
     for plan in plans:  # the best numbers that leave room for the whole context
         if plan.budget.total <= profile.usable_bytes:
-            why = "as asked" if quant else f"the first of {', '.join(QUANTS)} that fits"
-            return _with_reasons(plan, spec, profile, f"{plan.quant}: {why}")
+            return plan
     if n_ctx is None:  # then the smallest numbers with the context that is left
         fitting = _largest_context(spec, profile, plans[-1])
         if fitting >= min(SHORTEST_CONTEXT, spec.n_ctx_train):
-            plan = _resized(spec, plans[-1], fitting)
-            return _with_reasons(plan, spec, profile, f"{plan.quant}: the smallest there is")
+            return _resized(spec, plans[-1], fitting)
     raise _does_not_fit(spec, profile, plans[0], "--quant")
 
 
@@ -177,7 +178,7 @@ def _fit(
         isa=asked.isa or profile.isa or ISAS[0],
         backend=asked.backend or backend_for(profile, layout),
         prefill_chunk=PREFILL_CHUNK,
-        budget=Budget(weights, 0, 0, _INTERPRETER_BYTES + _TOKEN_BYTES * spec.vocab),
+        budget=Budget(weights, 0, 0, OWN_BYTES + _TOKEN_BYTES * spec.vocab),
     )
     return _resized(spec, plan, n_ctx)
 
@@ -216,60 +217,55 @@ def _last_true(holds: Callable[[int], bool], end: int) -> int:
     return low
 
 
-def _with_reasons(plan: Plan, spec: ModelSpec, profile: DeviceProfile, why_quant: str) -> Plan:
-    usable = f"{mib(profile.usable_bytes)} usable: {profile.sources.get('usable_bytes', 'given')}"
-    trained = f"trained for {spec.n_ctx_train:,} tokens"
-    fallbacks = sum(
-        fmt == "F16" and plan.quant not in ("F16", "F32") and name not in head_screen.FORMATS
-        for name, fmt in plan.formats.items()
-    )
-    reasons = [usable, why_quant, f"context {plan.n_ctx:,}: {trained}"]
-    reasons.append(_speed(plan, spec, profile))
-    if fallbacks:
-        reasons.append(f"{fallbacks} tensors F16: their rows are not whole blocks of {plan.quant}")
-    return replace(plan, reasons=tuple(reasons))
-
-
-def _speed(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> str:
-    """Upper bound of decode: a token reads every weight and the rows of all tokens before it.
-
-    The head in full: a screened one is a session's choice.
-    """
-    reach = profile.read_bytes_per_s or (profile.decode_bytes_per_s or (None, None))[1]
-    if reach is None:
-        return "speed: unknown, as is the read bandwidth of the device"
-    tensors = file_tensors(plan.layout, spec, plan.formats)
-    looked_up = () if spec.tied else ("token_embd.weight",)  # one row of it a token
-    unread = (*looked_up, *head_screen.FORMATS)
-    weights = sum(tensor.nbytes for tensor in tensors if tensor.name not in unread)
-    empty, full = (reach / nbytes for nbytes in (weights, weights + plan.budget.cache))
-    return (
-        f"speed: at most {empty:.1f} tokens/s, {full:.1f} with a full context and no unit idle: "
-        f"{reach / 1e9:.1f} GB/s for {mib(weights)} of weights and the cache"
-    )
+def _caches(spec: ModelSpec) -> tuple[str, ...]:
+    """Cache types that are taken unasked, the wider first; q8_0 wants whole blocks."""
+    return ("f16",) if spec.rank % BLOCK else ("f16", "q8_0")
 
 
 def _does_not_fit(
     spec: ModelSpec, profile: DeviceProfile, plan: Plan, how_quant: str
 ) -> DoesNotFit:
     """Need, have, and what would fit; `how_quant` is what a user does to change the numbers."""
-    cures = []
-    context = _largest_context(spec, profile, plan)
-    if context:
-        cures.append(f"-c {context}")
-    smallest = QUANTS[-1]
-    asked = Overrides(plan.n_ctx, plan.cache_type, plan.threads, beyond_trained=True)
-    screened = head_screen.COARSE in plan.formats
-    smaller = _plan(spec, profile, smallest, plan.layout, asked, False, screened)
-    if smaller.budget.weights < plan.budget.weights:
-        if smaller.budget.total <= profile.usable_bytes:
-            cures.append(f"{how_quant} {smallest}")
-        elif not context and (context := _largest_context(spec, profile, smaller)):
-            cures.append(f"{how_quant} {smallest} -c {context}")
-    cure = (
-        f"try {' or '.join(cures)}" if cures else "no context and no quantization is small enough"
-    )
+    lack = plan.budget.total - profile.usable_bytes
+    cures = _cures(spec, profile, plan, how_quant)
+    if cures:
+        cure = f"try {' or '.join(cures)}"
+    else:
+        shortest = Overrides(min(SHORTEST_CONTEXT, spec.n_ctx_train), _caches(spec)[-1])
+        least = _plan(spec, profile, QUANTS[-1], plan.layout, shortest, False, False)
+        cure = (
+            "no context and no quantization is small enough; "
+            f"{least.quant} with {least.n_ctx} tokens needs {mib(least.budget.total)}"
+        )
     return DoesNotFit(
         f"{plan.quant} with a context of {plan.n_ctx} needs {plan.budget}; {profile.name} leaves "
-        f"{mib(profile.usable_bytes)}: {cure}"
+        f"{mib(profile.usable_bytes)}, {mib(lack)} less: {cure}"
     )
+
+
+def _cures(spec: ModelSpec, profile: DeviceProfile, plan: Plan, how_quant: str) -> list[str]:
+    """What would fit: one change of cache, context or numbers each; else as many as it takes."""
+    small_cache = _resized(spec, replace(plan, cache_type=_caches(spec)[-1]), plan.n_ctx)
+    asked = Overrides(plan.n_ctx, plan.cache_type, plan.threads, beyond_trained=True)
+    screened = head_screen.COARSE in plan.formats
+    smaller = _plan(spec, profile, QUANTS[-1], plan.layout, asked, False, screened)
+    smallest = _resized(spec, replace(smaller, cache_type=small_cache.cache_type), plan.n_ctx)
+    cache, quant = f"-ctk {small_cache.cache_type}", f"{how_quant} {QUANTS[-1]}"
+    cures = []
+    if small_cache.budget.total <= profile.usable_bytes:
+        cures.append(cache)
+    if context := _largest_context(spec, profile, plan):
+        cures.append(f"-c {context}")
+    can_shrink = smaller.budget.weights < plan.budget.weights
+    if can_shrink and smaller.budget.total <= profile.usable_bytes:
+        cures.append(quant)
+    if cures:
+        return cures
+    ways = [([], plan), ([cache], small_cache)]
+    if can_shrink:
+        ways += [([quant], smaller), ([quant, cache], smallest)]
+    for words, way in ways:
+        if context := _largest_context(spec, profile, way):
+            shorter = [f"-c {context}"] if context < plan.n_ctx else []
+            return [" ".join([*words, *shorter])]
+    return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from plm_edge.errors import FileFormatError
@@ -43,13 +43,10 @@ class Plan:
     backend: str
     prefill_chunk: int  # tokens
     budget: Budget
-    reasons: tuple[str, ...] = field(default=(), compare=False)  # of this run; not in to_dict
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` is the inverse, but for the reasons."""
-        plain = {**asdict(self), "formats": dict(self.formats)}
-        del plain["reasons"]
-        return plain
+        """Plain values for JSON; `from_dict` is the inverse."""
+        return {**asdict(self), "formats": dict(self.formats)}
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Plan:
@@ -64,17 +61,6 @@ class Plan:
         _check_kinds("plan.budget", budget, dict.fromkeys(Budget.__annotations__, int))
         _check_kinds("plan.formats", d["formats"], dict.fromkeys(d["formats"], str))
         return cls(**{**d, "budget": Budget(**budget)})
-
-    def explain(self) -> list[str]:
-        """What was chosen and why, a line each."""
-        rows = [
-            f"target    {self.target}",
-            f"memory    {self.budget}",
-            f"quant     {self.quant}, layout {self.layout}",
-            f"context   {self.n_ctx:,} tokens, cache {self.cache_type}",
-            f"threads   {self.threads}, kernels {self.isa}, backend {self.backend}",
-        ]
-        return [*rows, *(f"because   {reason}" for reason in self.reasons)]
 
 
 def _check_kinds(where: str, d: Mapping[str, Any], kinds: Mapping[str, type]) -> None:

@@ -32,6 +32,11 @@ class MappedWeight:
     format: str
     arrangement: str
 
+    @property
+    def nbytes(self) -> int:
+        """Of its data."""
+        return int(self.data.nbytes)
+
 
 @dataclass
 class KernelRecorder:

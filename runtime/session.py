@@ -18,7 +18,7 @@ from plm_edge.runtime.any_session import AnySession, Logits
 from plm_edge.runtime.lists import Lists, Ops, Recording
 from plm_edge.runtime.model import Model
 from plm_edge.runtime.recorder import Activations
-from plm_edge.runtime.traffic import step_bytes
+from plm_edge.token_bytes import token_bytes
 from plm_edge.workspace import HEAD_ROWS, MAX_THREADS, PREFILL_CHUNK, Buffer, workspace
 
 
@@ -124,9 +124,10 @@ class Session(AnySession):
         self._check_open()
         layout = CacheLayout(self.spec.rank, self.spec.rope, self.cache_type)
         rows = layout.bytes(self.n_past, self.spec.layers)
-        unit_rows = self._buffers["unit_rows"]
+        units = self.spec.layers * self.spec.d_ffn
+        idle = 1 - float(self._buffers["unit_rows"].sum()) / units
         tiles = self.model.screen_tiles if self.head == "screened" else None
-        return rows + step_bytes(self.model.weights, self.spec, unit_rows, tiles)
+        return rows + token_bytes(self.model.weights, self.spec, idle, tiles)
 
     @property
     def workspace_bytes(self) -> int:

@@ -144,10 +144,10 @@ def test_a_measured_profile_reads_the_same(tmp_path):
     measured = replace(
         devices.load("rpi4"),
         name='Board "A\\B"\x1b',
-        layer_bytes_per_s={"Q4_0": 1.5e10, "Q8_0": 1.834e10},
+        step_bytes_per_s={"Q4_0": 1.5e10, "Q8_0": 1.834e10},
         attend_mac_per_s={"f16": 6e10},
         sources=devices.load("rpi4").sources
-        | {"layer_bytes_per_s": "measured", "attend_mac_per_s": "measured"},
+        | {"step_bytes_per_s": "measured", "attend_mac_per_s": "measured"},
     )
     again = devices.load(str(written(tmp_path, write_profile(measured))))
     assert again == replace(measured, name='Board "A\\B"?')

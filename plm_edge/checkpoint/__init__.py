@@ -24,7 +24,7 @@ from plm_edge.errors import FileFormatError, SpecError, UnsupportedError, UsageE
 from plm_edge.spec import ModelSpec
 from plm_edge.tensors import TensorInfo, tensor_table
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "open_checkpoint", "read_spec"]
 
 _MAX_CONFIG = 1_000_000  # bytes
 _MAX_INDEX = 16 << 20
@@ -126,11 +126,13 @@ class Checkpoint:
                 )
 
 
-def open_checkpoint(path: Path, allow_keys: Collection[str] = frozenset()) -> Checkpoint:
-    """Open a Hugging Face folder; every name and shape is checked, no weight is read yet.
+def read_spec(path: Path, allow_keys: Collection[str] = frozenset()) -> ModelSpec:
+    """The spec of a Hugging Face folder from its config.json alone; weights may be missing."""
+    text, _ = _read_config(path)
+    return ModelSpec.from_config(parse_json_object(text, "config.json"), allow_keys)
 
-    `allow_keys` are unknown keys of config.json that the user declares to change nothing.
-    """
+
+def _read_config(path: Path) -> tuple[bytes, Signature]:
     if not path.is_dir():
         found_there = "a file" if path.exists() else "nothing"
         raise UsageError(
@@ -141,7 +143,15 @@ def open_checkpoint(path: Path, allow_keys: Collection[str] = frozenset()) -> Ch
         raise FileFormatError(
             f"expected config.json in {path.name!r}, found none; is it a model folder?"
         )
-    text, signature = read_small(found, _MAX_CONFIG)
+    return read_small(found, _MAX_CONFIG)
+
+
+def open_checkpoint(path: Path, allow_keys: Collection[str] = frozenset()) -> Checkpoint:
+    """Open a Hugging Face folder; every name and shape is checked, no weight is read yet.
+
+    `allow_keys` are unknown keys of config.json that the user declares to change nothing.
+    """
+    text, signature = _read_config(path)
     spec = ModelSpec.from_config(parse_json_object(text, "config.json"), allow_keys)
     signatures = [signature]
     for name in _TOKENIZER:

@@ -40,8 +40,8 @@ _NEVER = ["*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*/*"]
 _T = TypeVar("_T")
 
 
-def resolve_model(model: str, offline: bool = False) -> Path:
-    """The folder or file that `model` means, downloaded if need be.
+def resolve_model(model: str, offline: bool = False, config_only: bool = False) -> Path:
+    """The folder or file that `model` means, downloaded if need be; of a folder all or the config.
 
     `demo` is always the model inside the package; a folder of that name is `./demo`.
     """
@@ -62,7 +62,7 @@ def resolve_model(model: str, offline: bool = False) -> Path:
     hub = _hub()
     if quant:
         return _gguf(hub, repo, quant, offline)
-    return _snapshot(hub, repo, offline)
+    return _snapshot(hub, repo, offline, ["config.json"] if config_only else _FILES)
 
 
 def _local(model: str) -> Path | None:
@@ -84,14 +84,14 @@ def choose_gguf(files: list[str], repo: str, quant: str) -> str:
     return matching[0]
 
 
-def _snapshot(hub: ModuleType, repo: str, offline: bool) -> Path:
+def _snapshot(hub: ModuleType, repo: str, offline: bool, files: list[str]) -> Path:
     started = time.time()
     folder = Path(
         _download(
             repo,
             offline,
             lambda: hub.snapshot_download(
-                repo, allow_patterns=_FILES, ignore_patterns=_NEVER, local_files_only=offline
+                repo, allow_patterns=files, ignore_patterns=_NEVER, local_files_only=offline
             ),
         )
     )

@@ -26,6 +26,7 @@ def export(
     quant: str | None = None,
     layout: str | None = None,
     n_ctx: int | None = None,
+    cache_type: str | None = None,
     pure: bool = False,
     head: str = "full",
     calibration: str | Path | None = None,
@@ -38,10 +39,11 @@ def export(
     """Write a bundle of `model` for `target`; by default into a folder named after both.
 
     `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
-    that are known to change nothing. Layout None: latent, or on a graphics card what llama.cpp runs
-    in less memory. `pure`: the head in the format of the rest. head="screened" adds a
-    screened head, made from the text file `calibration` (by default tales in English).
-    `file_format`: "gguf", "onnx" or "both"; `onnx_standard`: without onnxruntime's own operators.
+    that are known to change nothing. Layout and cache type None: as the device wants, on a graphics
+    card what llama.cpp runs in less memory. `pure`: the head in the format of the rest.
+    head="screened" adds a screened head, made from the text file `calibration` (by default tales in
+    English). `file_format`: "gguf", "onnx" or "both"; `onnx_standard`: without onnxruntime's own
+    operators.
     `force` replaces an earlier bundle.
     """
     from plm_edge import exporters
@@ -60,6 +62,7 @@ def export(
         quant=quant,
         layout=layout,
         n_ctx=n_ctx,
+        cache_type=cache_type,
         pure=pure,
         calibration=Calibration(text, hidden_states) if screened else None,
         allow_keys=allow_keys,

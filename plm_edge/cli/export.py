@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plm_edge.cli.options import FileFormat, Layout, MaybeQuant, OnnxStandard, Pure
+from plm_edge.cli.options import (
+    FileFormat,
+    Layout,
+    MaybeCacheType,
+    MaybeQuant,
+    OnnxStandard,
+    Pure,
+)
 
 if TYPE_CHECKING:
     from plm_edge.bundle import Manifest
@@ -25,6 +32,7 @@ def command(
     n_ctx: Annotated[
         int | None, typer.Option("-c", "--ctx", help="Tokens of context; as trained, if it fits.")
     ] = None,
+    cache_type: MaybeCacheType = None,
     head: Annotated[
         str, typer.Option(help="screened: one for faster decoding too; see docs/layouts.md.")
     ] = "full",
@@ -55,6 +63,7 @@ def command(
         layout=layout,
         pure=pure,
         n_ctx=n_ctx,
+        cache_type=cache_type,
         head=head,
         calibration=calibration,
         allow_keys=tuple(allow_key or ()),

@@ -1,41 +1,150 @@
-"""plm-edge plan: what a model would become on a device, and whether it fits."""
+"""plm-edge plan: what a model would become on a device, whether it fits, how fast it would be."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plm_edge.cli.options import CacheType, Layout, MaybeQuant, Pure
+from plm_edge.cli.options import Layout, MaybeCacheType, MaybeQuant, Pure
+from plm_edge.errors import DoesNotFit
+
+if TYPE_CHECKING:
+    from plm_edge.devices import DeviceProfile
+    from plm_edge.planned import Plan
+    from plm_edge.spec import ModelSpec
+
+HOST = "host"
 
 
 def command(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="Hugging Face folder, hub id, bundle, .gguf, demo.")],
-    target: Annotated[str, typer.Option("--target", help="A device: see plm-edge devices.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="Hugging Face folder, hub id, bundle, .gguf, demo, or plm-1.8b."),
+    ],
+    target: Annotated[
+        str | None, typer.Option("--target", help="A device; a table of all of them if none.")
+    ] = None,
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
     quant: MaybeQuant = None,
     pure: Pure = False,
     layout: Layout = None,
-    cache_type: CacheType = "f16",
+    cache_type: MaybeCacheType = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads")] = None,
     isa: Annotated[str | None, typer.Option(help="Kernel set.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Every number's reason.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Plan a model on a device; nothing is written."""
+    """Plan a model on a device from its config alone; nothing is written."""
     from plm_edge import devices
-    from plm_edge.cli.prepare import find, spec_of
+    from plm_edge.cli.prepare import spec_to_plan
+    from plm_edge.explain import level, report
     from plm_edge.plan import make_plan
+    from plm_edge.speed import estimate
 
-    profile = devices.load(target)
-    spec = spec_of(find(model, ctx.obj))
-    plan = make_plan(spec, profile, quant, layout, n_ctx, cache_type, threads, isa, pure)
-    if as_json:
-        reasons = {"reasons": plan.reasons} if explain else {}
-        print(json.dumps({**plan.to_dict(), **reasons}, indent=2))
+    spec = spec_to_plan(model, ctx.obj)
+    chosen = {
+        "quant": quant,
+        "layout": layout,
+        "context": n_ctx,
+        "cache": cache_type,
+        "threads": threads,
+        "kernels": isa,
+    }
+    asked = {name for name, value in chosen.items() if value is not None}
+
+    def plan_on(profile: DeviceProfile) -> Plan:
+        wishes = quant, layout, n_ctx, cache_type, threads, isa, pure
+        return make_plan(spec, profile, *wishes)
+
+    if target is None:
+        rows = [_row(name, model, spec, plan_on) for name in devices.names() if name != HOST]
+        print(json.dumps(rows, indent=2) if as_json else "\n".join(_table(rows)))
         return
-    for line in plan.explain():
-        if explain or not line.startswith("because"):
-            print(line)
+    profile = devices.load(target)
+    plan = plan_on(profile)
+    if target == HOST:
+        profile = measured(profile, spec, plan)
+    choices = report(plan, spec, profile, asked)
+    if as_json:
+        speed = estimate(plan, spec, profile)
+        facts = {"fits": level(plan, profile), "speed": None if speed is None else asdict(speed)}
+        reasons = {"reasons": {c.name: [c.value, *c.why] for c in choices}} if explain else {}
+        print(json.dumps({**plan.to_dict(), **facts, **reasons}, indent=2))
+        return
+    for choice in choices:
+        print("\n".join(choice.lines(explain)))
+    print(f"{'file':10}{_file(model, target)}, {plan.budget.weights:,} bytes of weights")
+
+
+def measured(profile: DeviceProfile, spec: ModelSpec, plan: Plan) -> DeviceProfile:
+    """The profile of this machine with what its kernels reach now on that plan."""
+    from plm_edge.exporters.synth_vocabulary import made_up_vocabulary
+    from plm_edge.runtime import probe
+    from plm_edge.tokenizer import Tokenizer
+
+    rates = probe.measure(spec, plan, Tokenizer(made_up_vocabulary(0)))
+    return replace(
+        profile,
+        read_bytes_per_s=rates.read_bytes_per_s,
+        step_bytes_per_s={plan.quant: rates.step_bytes_per_s},
+        attend_mac_per_s={plan.cache_type: rates.attend_mac_per_s},
+    )
+
+
+def _file(model: str, target: str) -> str:
+    """Where an export would put the model."""
+    from plm_edge.bundle import MODEL_FILE
+    from plm_edge.exporters import default_folder
+
+    return str(default_folder({"name": model.rstrip("/")}, target) / MODEL_FILE)
+
+
+def _row(name: str, model: str, spec: ModelSpec, plan_on: Any) -> dict[str, Any]:
+    """One device of the table; what does not fit has its message."""
+    from plm_edge import devices
+    from plm_edge.explain import expanded_bytes, level
+    from plm_edge.planned import mib
+    from plm_edge.speed import estimate
+
+    profile = devices.load(name)
+    row: dict[str, Any] = {
+        "device": name,
+        "memory": f"{profile.usable_bytes >> 20:,} of {mib(profile.ram_bytes)}",
+    }
+    try:
+        plan = plan_on(profile)
+    except DoesNotFit as why:
+        return row | {"fits": "too tight", "why": str(why)}
+    speed = estimate(plan, spec, profile)
+    expanded = expanded_bytes(plan, spec)
+    return row | {
+        "fits": level(plan, profile),
+        "takes": mib(plan.budget.total),
+        "quant": plan.quant,
+        "context": f"{plan.n_ctx:,}",
+        "cache": f"{plan.cache_type}, {mib(plan.budget.cache)}",
+        "tokens/s": "unknown" if speed is None else str(speed.empty),
+        "full context": "unknown" if speed is None else str(speed.full),
+        "expanded": mib(expanded) + (", too tight" if expanded > profile.usable_bytes else ""),
+        "file": _file(model, name),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Markdown; what does not fit has empty cells, and its reason below."""
+    columns = list(dict.fromkeys(column for row in rows for column in row if column != "why"))
+    yield "| " + " | ".join(columns) + " |"
+    yield "|" + "---|" * len(columns)
+    for row in rows:
+        yield "| " + " | ".join(str(row.get(column, "")) for column in columns) + " |"
+    yield ""
+    yield "tokens/s: estimates of decode speed, at first and behind a full context."
+    yield "expanded: the weights, and keys and values of every head in F16 as llama.cpp keeps them."
+    for row in rows:
+        if "why" in row:
+            yield f"{row['device']}: {row['why']}"

@@ -121,8 +121,21 @@ def find(model: str, offline: bool = False) -> Path:
     return resolve_model(model, offline)
 
 
+def spec_to_plan(model: str, offline: bool = False) -> ModelSpec:
+    """The spec of what a user names, weights or not; of a hub id only the config is downloaded.
+
+    Besides models, the name of a shape that `synth` knows.
+    """
+    from plm_edge.checkpoint.hub import resolve_model
+    from plm_edge.exporters.synth import SHAPES
+
+    if model in SHAPES and not Path(model).exists():
+        return SHAPES[model].spec
+    return spec_of(resolve_model(model, offline, config_only=True))
+
+
 def spec_of(found: Path) -> ModelSpec:
-    """The spec of a bundle, a .gguf file or a Hugging Face folder."""
+    """The spec of a bundle, a .gguf file or a Hugging Face folder, whose config alone is read."""
     if (found / MANIFEST).exists():
         from plm_edge.bundle import read_bundle
 
@@ -136,10 +149,9 @@ def spec_of(found: Path) -> ModelSpec:
             return spec_from_gguf(file)
         finally:
             file.close()
-    from plm_edge.checkpoint import open_checkpoint
+    from plm_edge.checkpoint import read_spec
 
-    with open_checkpoint(found) as checkpoint:
-        return checkpoint.spec
+    return read_spec(found)
 
 
 def cache_folder() -> Path:
