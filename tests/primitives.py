@@ -15,7 +15,7 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "tile_of_bytes": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
     "row": CFUNCTYPE(_F, _P, _I, _P),
     "add_rows": CFUNCTYPE(None, _P, _I, _P, _I, _P),
-    "units": CFUNCTYPE(None, _P, _I, _P, _I, _P),
+    "units": CFUNCTYPE(None, _P, _I, _P, _I, _P, _P),
     "unit_rows": CFUNCTYPE(None, _P, _I, _I, _I, _I, _P),
     "part_units": CFUNCTYPE(None, _P, _I, _I, _P, _P),
     "part_rows": CFUNCTYPE(None, _P, _I, _I, _I, _I, _P),
@@ -122,8 +122,9 @@ class Primitives:
     def units(self, fmt, data, a, y):
         data, out, coefficients = unaligned(data), floats(len(y)), floats(len(a))
         out[:], coefficients[:] = y, a
+        nothing_next = np.zeros(512, np.uint8)  # more than a plm_ahead
         pointers = (data.ctypes.data, len(y), coefficients.ctypes.data, len(a), out.ctypes.data)
-        self._table.units[FORMAT_CODES[fmt]](*pointers)
+        self._table.units[FORMAT_CODES[fmt]](*pointers, nothing_next.ctypes.data)
         return out
 
     def unit_rows(self, fmt, data, width, first, last, count):

@@ -134,11 +134,11 @@ void avx2_add_f16(const uint8_t *w, int32_t n, const float *a, int32_t count, fl
 void avx2_add_bf16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
 void avx2_add_q8_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
 void avx2_add_q4_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
-void avx2_units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
-void avx2_units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
-void avx2_units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
-void avx2_units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
-void avx2_units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
+void avx2_units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next);
+void avx2_units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next);
+void avx2_units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next);
+void avx2_units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next);
+void avx2_units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next);
 void avx2_rows_f32(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
 void avx2_rows_f16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
 void avx2_rows_bf16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);

@@ -134,10 +134,12 @@ INLINED void pairs_panel(const int16_t *panel, const float *scales, int32_t bloc
 /* ---- groups of units ---- */
 
 /* Two units a step, so that a pair is what they have for one output. */
-INLINED void pairs_units_q8_0(const uint8_t *w, int32_t width, const float *a, float *y, add_pairs *add) {
+INLINED void pairs_units_q8_0(const uint8_t *w, int32_t width, const float *a, float *y, const plm_ahead *next,
+                              add_pairs *add) {
     fired f;
     if (!find_fired_int(w + 2 * (int64_t)width, width, a, 2, &f)) return;
     for (int32_t o = 0; o < width; o += PLM_BLOCK) {
+        plm_ask(next, o);
         __m256i sum[4]; /* 0: outputs 0..3 and 8..11, 1: 4..7 and 12..15; 2 and 3: the same of 16..31 */
         for (int i = 0; i < 4; i++) sum[i] = _mm256_setzero_si256();
         for (int32_t k = 0; k < f.count; k += 2) {

@@ -1,12 +1,14 @@
 /* AVX2: groups of units. */
 #include "avx2_pairs.h"
 
-static inline void units_float(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, int format) {
+static inline void units_float(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y,
+                               const plm_ahead *next, int format) {
     const int64_t size = size_of(format);
     fired f;
     int32_t o = 0;
     find_fired(w, width * size, a, units, &f);
     for (; o + 32 <= width; o += 32) {
+        plm_ask(next, o);
         __m256 sum[4];
         for (int i = 0; i < 4; i++) sum[i] = _mm256_loadu_ps(y + o + 8 * i);
         for (int32_t k = 0; k < f.count; k++) {
@@ -19,19 +21,19 @@ static inline void units_float(const uint8_t *w, int32_t width, const float *a, 
     for (int32_t k = 0; k < f.count; k++) add_float(f.row[k] + o * size, width - o, f.a[k], y + o, format);
 }
 
-void avx2_units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
-    units_float(w, width, a, units, y, PLM_F32);
+void avx2_units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
+    units_float(w, width, a, units, y, next, PLM_F32);
 }
-void avx2_units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
-    units_float(w, width, a, units, y, PLM_F16);
+void avx2_units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
+    units_float(w, width, a, units, y, next, PLM_F16);
 }
-void avx2_units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
-    units_float(w, width, a, units, y, PLM_BF16);
+void avx2_units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
+    units_float(w, width, a, units, y, next, PLM_BF16);
 }
 
-void avx2_units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+void avx2_units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
     (void)units; /* integer groups are whole */
-    pairs_units_q8_0(w, width, a, y, add_in_two);
+    pairs_units_q8_0(w, width, a, y, next, add_in_two);
 }
 
 /* Sums of the 64 outputs whose bytes lie at `at` in every row, or of 32 where that is all there is. Register i has
@@ -65,10 +67,11 @@ static inline __attribute__((always_inline)) void sum_q4_0(const fired *f, int f
 /* All outputs. `few` > 0: so many units fired, known to the compiler, since a short loop of unknown length costs more
  * than what it does. */
 static inline __attribute__((always_inline)) void outputs_q4_0(const fired *f, const uint8_t *w, int32_t width,
-                                                               float *y, int few) {
+                                                               float *y, const plm_ahead *next, int few) {
     const int32_t count = f->count;
     const __m256i start = _mm256_set1_epi32(-8 * f->sum - (count + 15) / 16 * BOTTOM);
     for (int32_t o = 0; o < width; o += 64) {
+        plm_ask(next, o);
         const int both = width - o >= 64;
         __m256i sum[8];
         for (int i = 0; i < 8; i++) sum[i] = start;
@@ -88,18 +91,18 @@ static inline __attribute__((always_inline)) void outputs_q4_0(const fired *f, c
     }
 }
 
-void avx2_units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+void avx2_units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
     fired f;
     (void)units;
     switch (find_fired_int(w + 2 * (int64_t)width, width / 2, a, 2, &f)) {
     case 0: return;
-    case 2: outputs_q4_0(&f, w, width, y, 2); return;
-    case 4: outputs_q4_0(&f, w, width, y, 4); return;
-    case 6: outputs_q4_0(&f, w, width, y, 6); return;
-    case 8: outputs_q4_0(&f, w, width, y, 8); return;
-    case 10: outputs_q4_0(&f, w, width, y, 10); return;
-    case 12: outputs_q4_0(&f, w, width, y, 12); return;
-    default: outputs_q4_0(&f, w, width, y, 0); return;
+    case 2: outputs_q4_0(&f, w, width, y, next, 2); return;
+    case 4: outputs_q4_0(&f, w, width, y, next, 4); return;
+    case 6: outputs_q4_0(&f, w, width, y, next, 6); return;
+    case 8: outputs_q4_0(&f, w, width, y, next, 8); return;
+    case 10: outputs_q4_0(&f, w, width, y, next, 10); return;
+    case 12: outputs_q4_0(&f, w, width, y, next, 12); return;
+    default: outputs_q4_0(&f, w, width, y, next, 0); return;
     }
 }
 

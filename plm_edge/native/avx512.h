@@ -42,9 +42,9 @@ void avx512_add_f16(const uint8_t *w, int32_t n, const float *a, int32_t count, 
 void avx512_add_bf16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
 void avx512_add_q8_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
 void avx512_add_q4_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
-void avx512_units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
-void avx512_units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
-void avx512_units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
+void avx512_units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next);
+void avx512_units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next);
+void avx512_units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next);
 void avx512_rows_f32(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
 void avx512_rows_f16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
 void avx512_rows_bf16(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);

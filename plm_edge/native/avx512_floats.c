@@ -132,12 +132,14 @@ void avx512_add_q4_0(const uint8_t *w, int32_t n, const float *a, int32_t count,
 
 /* ---- groups of units ---- */
 
-static inline void units_float(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, int format) {
+static inline void units_float(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y,
+                               const plm_ahead *next, int format) {
     const int64_t size = size_of(format);
     fired f;
     int32_t o = 0;
     find_fired(w, width * size, a, units, &f);
     for (; o + 64 <= width; o += 64) {
+        plm_ask(next, o);
         __m512 sum[4];
         for (int i = 0; i < 4; i++) sum[i] = _mm512_loadu_ps(y + o + 16 * i);
         for (int32_t k = 0; k < f.count; k++) {
@@ -150,14 +152,14 @@ static inline void units_float(const uint8_t *w, int32_t width, const float *a, 
     for (int32_t k = 0; k < f.count; k++) add_row_float(f.row[k] + o * size, width - o, f.a[k], y + o, format);
 }
 
-void avx512_units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
-    units_float(w, width, a, units, y, PLM_F32);
+void avx512_units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
+    units_float(w, width, a, units, y, next, PLM_F32);
 }
-void avx512_units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
-    units_float(w, width, a, units, y, PLM_F16);
+void avx512_units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
+    units_float(w, width, a, units, y, next, PLM_F16);
 }
-void avx512_units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
-    units_float(w, width, a, units, y, PLM_BF16);
+void avx512_units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
+    units_float(w, width, a, units, y, next, PLM_BF16);
 }
 
 static inline void rows_float(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y,

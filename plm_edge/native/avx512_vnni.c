@@ -173,12 +173,16 @@ INLINED void add_outputs_q8_0(const fired *f, const uint8_t *scales, int32_t o, 
     }
 }
 
-static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
     fired f;
     int32_t o = 0;
     (void)units; /* integer groups are whole */
     if (!find_fired_int(w + 2 * (int64_t)width, width, a, 2, &f)) return;
-    for (; o + 64 <= width; o += 64) add_outputs_q8_0(&f, w, o, 2, y);
+    for (; o + 64 <= width; o += 64) {
+        plm_ask(next, o);
+        add_outputs_q8_0(&f, w, o, 2, y);
+    }
+    plm_ask(next, o);
     if (o < width) add_outputs_q8_0(&f, w, o, 1, y);
 }
 
@@ -230,12 +234,16 @@ INLINED void add_outputs_q4_0(const fired *f, const uint8_t *scales, int32_t o, 
     }
 }
 
-static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
     fired f;
     int32_t o = 0;
     (void)units;
     if (!find_fired_int(w + 2 * (int64_t)width, width / 2, a, 4, &f)) return;
-    for (; o + 128 <= width; o += 128) add_outputs_q4_0(&f, w, o, 4, y);
+    for (; o + 128 <= width; o += 128) {
+        plm_ask(next, o);
+        add_outputs_q4_0(&f, w, o, 4, y);
+    }
+    plm_ask(next, o);
     if (o < width) add_outputs_q4_0(&f, w, o, (width - o) / PLM_BLOCK, y);
 }
 

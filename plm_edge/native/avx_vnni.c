@@ -74,9 +74,9 @@ static float row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
 
 /* ---- groups of units ---- */
 
-static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
     (void)units; /* integer groups are whole */
-    pairs_units_q8_0(w, width, a, y, add_in_one);
+    pairs_units_q8_0(w, width, a, y, next, add_in_one);
 }
 
 /* Sums of the low or the high nibbles of the 32 bytes at `at` of every row (16 if not `both`), four rows a step, byte
@@ -122,16 +122,18 @@ INLINED void add_nibbles(const fired *f, const uint8_t *scales, int32_t o, int b
     if (both) add_halves(y + at + 32, sum, 1, scales + 2 * (int64_t)(at + 32), f->scale);
 }
 
-static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
     fired f;
     int32_t o = 0;
     (void)units;
     if (!find_fired_int(w + 2 * (int64_t)width, width / 2, a, 4, &f)) return;
     for (; o + 64 <= width; o += 64) {
+        plm_ask(next, o);
         add_nibbles(&f, w, o, 1, 0, y);
         add_nibbles(&f, w, o, 1, 1, y);
     }
     if (o == width) return;
+    plm_ask(next, o);
     add_nibbles(&f, w, o, 0, 0, y);
     add_nibbles(&f, w, o, 0, 1, y);
 }

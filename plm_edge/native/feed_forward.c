@@ -3,7 +3,7 @@
  * the rest. */
 #include "superblocks.h"
 
-enum { GATHER_OUTPUTS = 256, SQUARE_GROUPS = 8, LINE = 64 };
+enum { GATHER_OUTPUTS = 256, SQUARE_GROUPS = 8 };
 enum { DOWN_OUTPUTS = 128 }; /* of an item of DOWN: 32 units of them are 16 KB, half an L1 */
 
 static int64_t unit_bytes(const plm_matrix *down) {
@@ -28,13 +28,14 @@ static const uint8_t *group_at(const plm_matrix *down, int32_t g, const uint8_t 
     return group;
 }
 
-/* y += group g of down times its units a. */
-static void add_group(const plm_isa *isa, const plm_matrix *down, int32_t g, const float *a, float *y) {
+/* y += group g of down times its units a, while `next` is asked for. */
+static void add_group(const plm_isa *isa, const plm_matrix *down, int32_t g, const float *a, float *y,
+                      const plm_ahead *next) {
     const uint8_t *rows, *group = group_at(down, g, &rows);
     if (plm_is_super(down->format))
         isa->part_units[down->format](group, down->rows, g % PLM_PARTS, a, y);
     else
-        isa->units[down->format](group, down->rows, a, units_of(down, g), y);
+        isa->units[down->format](group, down->rows, a, units_of(down, g), y, next);
 }
 
 /* w = the weights of group g for outputs first .. last. */
@@ -65,42 +66,49 @@ static void fire_up(const plm_fire *a, int32_t first, int32_t last) {
     }
 }
 
-/* Ask memory for the rows of group g that fired for any token. Returns how many that are. */
-static int32_t ask_for_group(const plm_fire *a, int32_t g) {
-    const uint8_t *rows, *scales = group_at(&a->down, g, &rows), *end = rows;
-    int64_t bytes = unit_bytes(&a->down), all = a->down.cols;
+/* The rows of group g that fired for any token. */
+static void find_group(const plm_fire *a, int32_t g, plm_ahead *found) {
+    const plm_matrix *down = &a->down;
+    const uint8_t *rows, *scales = group_at(down, g, &rows), *end = rows;
+    int64_t bytes = unit_bytes(down);
     uint32_t left = 0; /* a bit for each unit */
-    int32_t count = 0;
-    for (int32_t t = 0; t < a->step->n_tokens; t++)
-        for (int32_t i = 0; i < units_of(&a->down, g); i++)
-            left |= (uint32_t)(a->h[t * all + g * PLM_BLOCK + i] != 0.0f) << i;
-    for (; left; left &= left - 1, count++)
-        for (int64_t at = 0; at < bytes; at += LINE)
-            __builtin_prefetch(rows + __builtin_ctz(left) * bytes + at);
-    if (plm_is_super(a->down.format)) plm_scales_of_part(a->down.format, a->down.rows, g % PLM_PARTS, &scales, &end);
-    for (const uint8_t *at = scales; count && at < end; at += LINE) __builtin_prefetch(at);
-    return count;
+    for (int64_t t = 0; t < a->step->n_tokens; t++)
+        for (int32_t i = 0; i < units_of(down, g); i++)
+            left |= (uint32_t)(a->h[t * down->cols + g * PLM_BLOCK + i] != 0.0f) << i;
+    for (found->rows = 0; left; left &= left - 1) found->row[found->rows++] = rows + __builtin_ctz(left) * bytes;
+    if (plm_is_super(down->format)) plm_scales_of_part(down->format, down->rows, g % PLM_PARTS, &scales, &end);
+    found->scales = scales;
+    found->row_share = (int32_t)(bytes * PLM_SHARE / down->rows);
+    found->scales_share = (int32_t)((end - scales) * PLM_SHARE / down->rows);
+}
+
+static inline __attribute__((always_inline)) void ask_for_all(const plm_ahead *next, int32_t width) {
+    for (int32_t o = 0; o < width; o += PLM_SHARE) plm_ask(next, o);
 }
 
 void plm_fire_item(const void *p, size_t slice, int thread) {
     const plm_fire *a = p;
     int64_t groups = (a->down.cols + PLM_BLOCK - 1) / PLM_BLOCK, width = a->down.rows;
     int32_t first = (int32_t)(groups * (int64_t)slice / PLM_SLICES);
-    int32_t last = (int32_t)(groups * ((int64_t)slice + 1) / PLM_SLICES), count;
+    int32_t last = (int32_t)(groups * ((int64_t)slice + 1) / PLM_SLICES);
     float *y = a->partial + (int64_t)slice * width;
     (void)thread;
     for (int32_t t = 0; t < a->step->n_tokens; t++)
         memset(y + t * PLM_SLICES * width, 0, (size_t)width * sizeof *y);
     if (first == last) return;
     fire_up(a, first * PLM_BLOCK, plm_min(last * PLM_BLOCK, a->down.cols));
-    count = ask_for_group(a, first);
-    for (int32_t g = first; g < last; g++) { /* down of one group while the next one comes */
-        int32_t ahead = g + 1 < last ? ask_for_group(a, g + 1) : 0;
-        for (int32_t t = 0; t < a->step->n_tokens && count; t++)
+    plm_ahead group[2]; /* this one and the next, whose rows come meanwhile */
+    find_group(a, first, &group[first % 2]);
+    ask_for_all(&group[first % 2], a->down.rows);
+    for (int32_t g = first; g < last; g++) {
+        plm_ahead *now = &group[g % 2], *next = &group[(g + 1) % 2];
+        next->rows = next->scales_share = 0;
+        if (g + 1 < last) find_group(a, g + 1, next);
+        if (!now->rows || plm_is_super(a->down.format)) ask_for_all(next, a->down.rows);
+        for (int32_t t = 0; t < a->step->n_tokens && now->rows; t++)
             add_group(a->isa, &a->down, g, a->h + (int64_t)t * a->down.cols + g * PLM_BLOCK,
-                      y + t * PLM_SLICES * width);
-        a->unit_rows[slice] += count;
-        count = ahead;
+                      y + t * PLM_SLICES * width, next);
+        a->unit_rows[slice] += now->rows;
     }
 }
 

@@ -184,12 +184,13 @@ int32_t neon_find_fired(const uint8_t *rows, int64_t bytes, const float *a, fire
     return f->count;
 }
 
-static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
     fired f;
     (void)units; /* integer groups are whole */
     if (!neon_find_fired(w + 2 * (int64_t)width, width, a, &f)) return;
     for (int32_t o = 0; o < width; o += PLM_BLOCK) {
         int32x4_t sum[8];
+        plm_ask(next, o);
         for (int i = 0; i < 8; i++) sum[i] = vdupq_n_s32(0);
         for (int32_t k = 0; k < f.count; k++) {
             int16x8_t q = vdupq_n_s16(f.q[k]);
@@ -217,12 +218,13 @@ static inline void add_short_sums(int32x4_t *sum, const short_sums *s) {
     }
 }
 
-static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
     fired f;
     (void)units;
     if (!neon_find_fired(w + 2 * (int64_t)width, width / 2, a, &f)) return;
     for (int32_t o = 0; o < width; o += PLM_BLOCK) {
         int32x4_t sum[8];
+        plm_ask(next, o);
         for (int i = 0; i < 8; i++) sum[i] = vdupq_n_s32(-8 * f.sum);
         for (int32_t from = 0; from < f.count; from += 16) { /* as many as 16-bit sums can hold */
             int32_t to = f.count < from + 16 ? f.count : from + 16;

@@ -136,7 +136,8 @@ int32_t neon_find_fired(const uint8_t *rows, int64_t bytes, const float *a, fire
 typedef void tile_of(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
 typedef float row_of(const uint8_t *w, int32_t cols, const plm_vectors *x);
 typedef void added_rows_of(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
-typedef void units_of(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y);
+typedef void units_of(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y,
+                      const plm_ahead *next);
 typedef void unit_rows_of(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, float *y);
 
 tile_of neon_tile_f32, neon_tile_f16, neon_tile_bf16;

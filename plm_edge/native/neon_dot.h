@@ -21,10 +21,12 @@ static inline uint8x16x4_t four_units(const uint8_t *const *row, int32_t at) {
 typedef uint32x4_t bottoms_of(uint32x4_t sum, uint8x16_t v, uint8x16_t q);
 
 static inline __attribute__((always_inline)) void dot_units_q8_0(const uint8_t *w, int32_t width, const float *a,
-                                                                 float *y, int32_t raised_by, bottoms_of *bottoms) {
+                                                                 float *y, const plm_ahead *next,
+                                                                 int32_t raised_by, bottoms_of *bottoms) {
     fired f;
     if (!neon_find_fired(w + 2 * (int64_t)width, width, a, &f)) return;
     for (int32_t o = 0; o < width; o += 16) {
+        plm_ask(next, o);
         int32x4_t top[4];
         uint32x4_t bottom[4];
         for (int i = 0; i < 4; i++) {

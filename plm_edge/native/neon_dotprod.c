@@ -130,16 +130,17 @@ static inline uint32x4_t bottoms_q8_0(uint32x4_t sum, uint8x16_t v, uint8x16_t q
     return vdotq_u32(sum, raised(v), q);
 }
 
-static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
     (void)units; /* integer groups are whole */
-    dot_units_q8_0(w, width, a, y, 128, bottoms_q8_0);
+    dot_units_q8_0(w, width, a, y, next, 128, bottoms_q8_0);
 }
 
-static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
     fired f;
     (void)units;
     if (!neon_find_fired(w + 2 * (int64_t)width, width / 2, a, &f)) return;
     for (int32_t o = 0; o < width; o += PLM_BLOCK) {
+        plm_ask(next, o);
         int32x4_t top[8]; /* outputs 4 i .. 4 i + 3: low nibbles, then high ones */
         uint32x4_t bottom[8];
         for (int i = 0; i < 8; i++) top[i] = vdupq_n_s32(0), bottom[i] = vdupq_n_u32((uint32_t)(-8 * f.sum));

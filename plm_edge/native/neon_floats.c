@@ -240,7 +240,9 @@ void neon_mix(const float *a, const uint8_t *which, int32_t count, const float *
     void neon_add_##name(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {            \
         add_float_rows(w, n, a, count, y, format);                                                          \
     }                                                                                                       \
-    void neon_units_##name(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {      \
+    void neon_units_##name(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y,        \
+                           const plm_ahead *next) {                                                         \
+        (void)next;                                                                                         \
         units_float(w, width, a, units, y, format);                                                         \
     }                                                                                                       \
     void neon_unit_rows_##name(const uint8_t *w, int32_t width, int32_t first, int32_t last, int32_t units, \

@@ -52,18 +52,19 @@ static inline uint32x4_t bottoms_q8_0(uint32x4_t sum, uint8x16_t v, uint8x16_t q
     return vreinterpretq_u32_s32(vusdotq_s32(vreinterpretq_s32_u32(sum), q, as_signed(v)));
 }
 
-static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
     (void)units; /* integer groups are whole */
-    dot_units_q8_0(w, width, a, y, 0, bottoms_q8_0);
+    dot_units_q8_0(w, width, a, y, next, 0, bottoms_q8_0);
 }
 
 /* A byte is low + 16 high: the products of whole bytes less those of the low nibbles are 16 times the high ones'. */
-static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
     fired f;
     (void)units;
     if (!neon_find_fired(w + 2 * (int64_t)width, width / 2, a, &f)) return;
     const int32x4_t start = vdupq_n_s32(-8 * f.sum);
     for (int32_t o = 0; o < width; o += PLM_BLOCK) {
+        plm_ask(next, o);
         int32x4_t top[4], top_byte[4];
         uint32x4_t bottom[4], bottom_byte[4];
         for (int i = 0; i < 4; i++) {

@@ -60,6 +60,15 @@ typedef struct {
     int32_t first;    /* row of x that the final norm reads first */
 } plm_step;
 
+/* What the next call of `units` will read. While one computes it asks memory for that, a share with each PLM_SHARE
+ * outputs: more requests at once than the CPU can keep track of are dropped. */
+enum { PLM_SHARE = 128 };
+typedef struct {
+    const uint8_t *row[PLM_BLOCK]; /* of the units that fired */
+    const uint8_t *scales;
+    int32_t rows, row_share, scales_share; /* how many rows; bytes of each share */
+} plm_ahead;
+
 /* What an instruction set must be able to do. kernels.c and its sisters say everything else once, for all
  * of them. */
 typedef struct {
@@ -76,8 +85,9 @@ typedef struct {
     /* y[0..n) += sum over i < count of a[i] * plain row i of n values. */
     void (*add_rows[PLM_FORMATS])(const uint8_t *rows, int32_t n, const float *a, int32_t count, float *y);
     /* y[o] += sum over the units n of one group of a[n] * w[n][o]. A unit whose a[n] is 0 is not read.
-     * width: outputs of the matrix. */
-    void (*units[PLM_FORMATS])(const uint8_t *group, int32_t width, const float *a, int32_t units, float *y);
+     * width: outputs of the matrix. A set may leave `next` alone. */
+    void (*units[PLM_FORMATS])(const uint8_t *group, int32_t width, const float *a, int32_t units, float *y,
+                               const plm_ahead *next);
     /* w[n * (last - first) + o - first] = weight of unit n of a group for output o, first <= o < last (both multiples
      * of 32 unless last is the end). */
     void (*unit_rows[PLM_FORMATS])(const uint8_t *group, int32_t width, int32_t first, int32_t last, int32_t units,

@@ -161,13 +161,16 @@ static inline void units_float(const uint8_t *w, int32_t width, const float *a, 
     }
 }
 
-static void units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+static void units_f32(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
+    (void)next;
     units_float(w, width, a, units, y, PLM_F32);
 }
-static void units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+static void units_f16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
+    (void)next;
     units_float(w, width, a, units, y, PLM_F16);
 }
-static void units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
+static void units_bf16(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
+    (void)next;
     units_float(w, width, a, units, y, PLM_BF16);
 }
 
@@ -195,12 +198,12 @@ static inline void units_int(const uint8_t *w, int32_t width, const float *a, fl
     }
 }
 
-static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
-    (void)units; /* integer groups are whole */
+static void units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
+    (void)units, (void)next; /* integer groups are whole */
     units_int(w, width, a, y, PLM_Q8_0);
 }
-static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y) {
-    (void)units;
+static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
+    (void)units, (void)next;
     units_int(w, width, a, y, PLM_Q4_0);
 }
 
