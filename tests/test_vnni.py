@@ -18,7 +18,10 @@ from plm_edge.native import build
 from plm_edge.native.kernels import isa_table
 
 SIMDE = Path(__file__).parent / "native" / "simde_vnni.h"
-FILES = ("avx_vnni.c", "avx512_vnni.c", "avx512_floats.c")
+FILES = (
+    *("avx_vnni.c", "avx_vnni_super.c"),
+    *("avx512_vnni.c", "avx512_floats.c", "avx512_super.c", "avx512_super_units.c"),
+)
 
 # What Linux calls all that a set needs.
 NEEDS = {
@@ -41,7 +44,7 @@ def known_sets():
     """The sets that this compiler can compile."""
     return [
         name
-        for name, file in (("avx-vnni", FILES[0]), ("avx512-vnni", FILES[1]))
+        for name, file in (("avx-vnni", FILES[0]), ("avx512-vnni", FILES[2]))
         if build.knows(build.compiler().split(), build.ISA_FLAGS[file])
     ]
 

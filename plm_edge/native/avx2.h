@@ -3,7 +3,7 @@
 #ifndef PLM_AVX2_H
 #define PLM_AVX2_H
 
-#include "superblocks.h"
+#include "x86_super.h"
 
 #include <immintrin.h>
 

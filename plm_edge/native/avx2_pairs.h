@@ -86,6 +86,23 @@ INLINED float pairs_row(const uint8_t *w, int32_t cols, const plm_vectors *x, in
 
 /* ---- panels: pair by pair of columns, 16 lanes of two values each, lanes 0..7 in the first register ---- */
 
+/* Bytes of eight rows, four values each, as pairs of columns of 16 bits: values 0 and 1, then 2 and 3. */
+static inline void store_pairs(__m256i v, int16_t *panel, int is_signed) {
+    /* a byte into the high half of 16 bits, from where the shift takes it down with its sign */
+    const __m256i pairs = _mm256_setr_epi8(-1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13,
+                                           -1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13);
+    const __m256i next = _mm256_setr_epi8(-1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15,
+                                          -1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15);
+    __m256i first = _mm256_srai_epi16(_mm256_shuffle_epi8(v, pairs), 8);
+    __m256i second = _mm256_srai_epi16(_mm256_shuffle_epi8(v, next), 8);
+    if (!is_signed) { /* 4 bits, raised by 8 */
+        first = _mm256_sub_epi16(first, _mm256_set1_epi16(8));
+        second = _mm256_sub_epi16(second, _mm256_set1_epi16(8));
+    }
+    _mm256_storeu_si256((void *)panel, first);
+    _mm256_storeu_si256((void *)(panel + 2 * PLM_TILE), second);
+}
+
 /* The exact sums of one block for R rows of x at once. */
 INLINED void block_sums(const int16_t *panel, const int16_t *x, int32_t x_stride, __m256i (*sum)[2], int R,
                         add_pairs *add) {

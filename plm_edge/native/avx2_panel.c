@@ -57,23 +57,6 @@ void avx2_weigh(const int16_t *a, const int16_t *b, int32_t n, int16_t *y) {
     if (i < n) plm_scalar.weigh(a + i, b + i, n - i, y + i);
 }
 
-/* Bytes of eight rows, four values each, as pairs of columns of 16 bits: values 0 and 1, then 2 and 3. */
-static inline void store_pairs(__m256i v, int16_t *panel, int is_signed) {
-    /* a byte into the high half of 16 bits, from where the shift takes it down with its sign */
-    const __m256i pairs = _mm256_setr_epi8(-1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13,
-                                           -1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13);
-    const __m256i next = _mm256_setr_epi8(-1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15,
-                                          -1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15);
-    __m256i first = _mm256_srai_epi16(_mm256_shuffle_epi8(v, pairs), 8);
-    __m256i second = _mm256_srai_epi16(_mm256_shuffle_epi8(v, next), 8);
-    if (!is_signed) { /* 4 bits, raised by 8 */
-        first = _mm256_sub_epi16(first, _mm256_set1_epi16(8));
-        second = _mm256_sub_epi16(second, _mm256_set1_epi16(8));
-    }
-    _mm256_storeu_si256((void *)panel, first);
-    _mm256_storeu_si256((void *)(panel + 2 * PLM_TILE), second);
-}
-
 static void unpack_block(const uint8_t *w, int16_t *panel, float *scales, int format) {
     _mm256_storeu_ps(scales, scales8(w));
     _mm256_storeu_ps(scales + 8, scales8(w + 16));

@@ -9,6 +9,37 @@ static inline __m512 scales16(const uint8_t *p) { return _mm512_cvtph_ps(load32(
 static inline __m256i lower(__m512i v) { return _mm512_castsi512_si256(v); }
 static inline __m256i upper(__m512i v) { return _mm512_extracti64x4_epi64(v, 1); }
 
+/* Left to itself gcc 12 copies a sum to another register before and after every step of a loop. */
+static inline __m512i in_place(__m512i sum) {
+#if defined(__AVX512F__) /* not where the instructions are simulated */
+    __asm__("" : "+v"(sum));
+#endif
+    return sum;
+}
+
+/* sum + the four products of unsigned and signed bytes of each 32 bits. */
+static inline __m512i add_bytes(__m512i sum, __m512i bytes, __m512i signed_bytes) {
+    return in_place(_mm512_dpbusd_epi32(sum, bytes, signed_bytes));
+}
+
+/* sum + the two products of 16-bit integers of each 32 bits. */
+static inline __m512i add_words(__m512i sum, __m512i a, __m512i b) {
+    return in_place(_mm512_dpwssd_epi32(sum, a, b));
+}
+
+/* A 16-bit q is two bytes, q = 256 top + bottom, top signed, bottom not; a 4-bit weight is both, so it meets either. */
+static inline __m512i join(__m512i top, __m512i bottom) { return _mm512_add_epi32(_mm512_slli_epi32(top, 8), bottom); }
+
+static inline __m512i low_of(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+static inline __m512i high_of(__m512i v) { return low_of(_mm512_srli_epi16(v, 4)); }
+
+/* 32 bits at p in every lane. */
+static inline __m512i in_every(const void *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+
 /* The first n of 16 values, n >= 0. */
 static inline __mmask16 first_of(int64_t n) { return (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffffu); }
 

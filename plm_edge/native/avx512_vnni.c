@@ -3,37 +3,7 @@
  * works on floats. The same bits as the scalar set wherever avx2.c gives them. */
 #include "avx512.h"
 
-/* Left to itself gcc 12 copies a sum to another register before and after every step of a loop. */
-static inline __m512i in_place(__m512i sum) {
-#if defined(__AVX512F__) /* not where the instructions are simulated */
-    __asm__("" : "+v"(sum));
-#endif
-    return sum;
-}
-
-/* sum + the four products of unsigned and signed bytes of each 32 bits. */
-static inline __m512i add_bytes(__m512i sum, __m512i bytes, __m512i signed_bytes) {
-    return in_place(_mm512_dpbusd_epi32(sum, bytes, signed_bytes));
-}
-
-/* sum + the two products of 16-bit integers of each 32 bits. */
-static inline __m512i add_words(__m512i sum, __m512i a, __m512i b) {
-    return in_place(_mm512_dpwssd_epi32(sum, a, b));
-}
 static inline __m256i add_in_one(__m256i sum, __m256i a, __m256i b) { return _mm256_dpwssd_epi32(sum, a, b); }
-
-/* A 16-bit q is two bytes, q = 256 top + bottom, top signed, bottom not; a 4-bit weight is both, so it meets either. */
-static inline __m512i join(__m512i top, __m512i bottom) { return _mm512_add_epi32(_mm512_slli_epi32(top, 8), bottom); }
-
-static inline __m512i low_of(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
-static inline __m512i high_of(__m512i v) { return low_of(_mm512_srli_epi16(v, 4)); }
-
-/* 32 bits at p in every lane. */
-static inline __m512i in_every(const void *p) {
-    int32_t four;
-    memcpy(&four, p, sizeof four);
-    return _mm512_set1_epi32(four);
-}
 
 /* ---- tiles: 16 rows interleaved, 4 consecutive values each: a register is 4 values of all rows ---- */
 
@@ -249,14 +219,15 @@ static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t 
 
 const plm_isa plm_avx512_vnni = {
     .name = "avx512-vnni",
-    .tile = {avx512_tile_f32, avx512_tile_f16, avx512_tile_bf16, tile_q8_0, tile_q4_0, plm_scalar_tile_q4_k,
-             plm_scalar_tile_q6_k},
-    .row = {avx512_row_f32, avx512_row_f16, avx512_row_bf16, row_q8_0, row_q4_0, plm_scalar_row_q4_k, plm_scalar_row_q6_k},
-    .add_rows = {avx512_add_f32, avx512_add_f16, avx512_add_bf16, avx512_add_q8_0, avx512_add_q4_0, plm_scalar_add_q4_k,
-                 plm_scalar_add_q6_k},
+    .tile = {avx512_tile_f32, avx512_tile_f16, avx512_tile_bf16, tile_q8_0, tile_q4_0, avx512_tile_q4_k,
+             avx512_tile_q6_k},
+    .row = {avx512_row_f32, avx512_row_f16, avx512_row_bf16, row_q8_0, row_q4_0, avx512_row_q4_k, avx2_row_q6_k},
+    .add_rows = {avx512_add_f32, avx512_add_f16, avx512_add_bf16, avx512_add_q8_0, avx512_add_q4_0, avx512_add_q4_k,
+                 avx512_add_q6_k},
     .units = {avx512_units_f32, avx512_units_f16, avx512_units_bf16, units_q8_0, units_q4_0},
     .unit_rows = {avx512_rows_f32, avx512_rows_f16, avx512_rows_bf16, avx512_rows_q8_0, avx512_rows_q4_0},
-    PLM_SCALAR_PARTS,
+    .part_units = {[PLM_Q4_K] = avx512_part_q4_k, [PLM_Q6_K] = avx512_part_q6_k},
+    .part_rows = {[PLM_Q4_K] = avx2_part_rows_q4_k, [PLM_Q6_K] = avx2_part_rows_q6_k},
     .mix = avx512_mix,
     .pack = avx512_pack,
     .pack_halves = avx512_pack_halves,

@@ -29,11 +29,15 @@ AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")
 ISA_FLAGS = {
     "avx2.c": AVX2,
     "avx2_panel.c": AVX2,
+    "avx2_super.c": AVX2,
     "avx2_units.c": AVX2,
     "avx2_vectors.c": AVX2,
     "avx_vnni.c": [*AVX2, "-mavxvnni"],
+    "avx_vnni_super.c": [*AVX2, "-mavxvnni"],
     "avx512_vnni.c": AVX512,
     "avx512_floats.c": AVX512,
+    "avx512_super.c": AVX512,
+    "avx512_super_units.c": AVX512,
     "neon_dotprod.c": ["-march=armv8.2-a+dotprod"],
     "neon_i8mm.c": ["-march=armv8.2-a+dotprod+i8mm"],
     "neon_smmla.c": ["-march=armv8.2-a+dotprod+i8mm"],
@@ -42,11 +46,15 @@ X86, ARM = {"x86_64"}, {"aarch64"}
 ISA_MACHINES = {
     "avx2.c": X86,
     "avx2_panel.c": X86,
+    "avx2_super.c": X86,
     "avx2_units.c": X86,
     "avx2_vectors.c": X86,
     "avx_vnni.c": X86,
+    "avx_vnni_super.c": X86,
     "avx512_vnni.c": X86,
     "avx512_floats.c": X86,
+    "avx512_super.c": X86,
+    "avx512_super_units.c": X86,
     "neon.c": ARM,
     "neon_dotprod.c": ARM,
     "neon_floats.c": ARM,
@@ -57,8 +65,11 @@ ISA_MACHINES = {
 # Sets that older compilers do not know: without them isa.c is told so and leaves the set out.
 OPTIONAL = {
     "avx_vnni.c": "-DPLM_WITHOUT_AVX_VNNI",
+    "avx_vnni_super.c": "-DPLM_WITHOUT_AVX_VNNI",
     "avx512_vnni.c": "-DPLM_WITHOUT_AVX512_VNNI",
     "avx512_floats.c": "-DPLM_WITHOUT_AVX512_VNNI",
+    "avx512_super.c": "-DPLM_WITHOUT_AVX512_VNNI",
+    "avx512_super_units.c": "-DPLM_WITHOUT_AVX512_VNNI",
 }
 
 
