@@ -46,11 +46,8 @@ def load(
     if kind not in BACKENDS or (provider and kind != "onnx"):
         raise UnsupportedError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
     path = Path(path)
-    if kind == "auto":
-        kind = (
-            "onnx" if (path / IN_PLACE).exists() and not (path / MODEL_FILE).exists() else "native"
-        )
-    if kind == "native":
+    only_onnx = (path / IN_PLACE).exists() and not (path / MODEL_FILE).exists()
+    if kind == "native" or (kind == "auto" and not only_onnx):
         return load_native(path, threads, n_ctx, cache_type, isa, force, head, activations)
     from plm_edge.runtime.load_onnx import load_onnx
 

@@ -38,16 +38,16 @@ def kl(reference: Array, tested: Array) -> float:
     return float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean())
 
 
-def equal_greedy(reference: Array, tokens: ArrayLike) -> tuple[int, int]:
+def equal_greedy(reference: Array, tokens: ArrayLike, least: float = 1e-3) -> tuple[int, int]:
     """How many tokens from the first on are the reference's likeliest, and where it is undecided.
 
     Reference (T, vocab) logits of the positions that the tokens (T) were chosen at. Undecided: the
-    gap between its first two logits is below 1e-3 of their range; T where it never is.
+    gap between its first two logits is below `least` of their range; T where it never is.
     """
     best = np.partition(reference, -2, axis=-1)[:, -2:]  # second, first
     gap = (best[:, 1] - best[:, 0]) / (best[:, 1] - reference.min(axis=-1))
     differs = reference.argmax(axis=-1) != np.asarray(tokens)
-    return _first(differs), _first(~(gap >= 1e-3))  # a NaN is undecided
+    return _first(differs), _first(~(gap >= least))  # a NaN is undecided
 
 
 def _first(which: NDArray[np.bool_]) -> int:

@@ -28,6 +28,8 @@ def inference(path: Path) -> Any:
 class Growing:
     """model.onnx: what comes out as present goes in as past."""
 
+    FILE = names.MODEL
+
     def __init__(self, folder: Path, batch: int = 1) -> None:
         self.spec, self.batch, self.length = read_bundle(folder).spec, batch, 0
         self._run = inference(folder / names.MODEL).run
@@ -54,6 +56,8 @@ class Growing:
 
 class InPlace:
     """model_in_place.onnx on buffers that are handed in whole."""
+
+    FILE = names.IN_PLACE
 
     def __init__(self, folder: Path, batch: int, total: int) -> None:
         self.spec, self.batch, self.length = read_bundle(folder).spec, batch, 0

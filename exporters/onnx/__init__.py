@@ -54,6 +54,7 @@ def write(
 ) -> list[BundleFile]:
     """Write the weights, the graphs and the tokenizer into `folder`."""
     from plm_edge.exporters.onnx.caches import Halves, InPlace
+    from plm_edge.exporters.onnx.genai import genai_config
     from plm_edge.exporters.onnx.model import build
     from plm_edge.tokenizer.gguf_keys import read_vocabulary
     from plm_edge.tokenizer.hf_files import hf_files
@@ -62,7 +63,8 @@ def write(
         cache.file: build(store, cache).SerializeToString(deterministic=True)
         for cache in (Halves(store.spec), InPlace(store.spec))
     }
-    small |= hf_files(read_vocabulary(dict(source.vocabulary)))
+    vocabulary = read_vocabulary(dict(source.vocabulary))
+    small |= hf_files(vocabulary) | genai_config(store.spec, vocabulary)
     check_space(folder, store.nbytes + sum(map(len, small.values())))
     weights = store.write(folder / onnx_names.DATA, source.packed_rows, progress)
     return [weights, *(write_file(folder, name, data) for name, data in small.items())]
