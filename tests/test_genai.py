@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("onnx")
 og = pytest.importorskip("onnxruntime_genai")
 
+from docs_text import ROOT, blocks  # noqa: E402
 from metrics import equal_greedy  # noqa: E402
 from onnx_run import Growing  # noqa: E402
 
@@ -75,3 +76,11 @@ def generated(model: og.Model, ids: list[int]) -> list[int]:
     assert shape[2] >= len(ids)
     assert shape[3] == 144
     return tokens
+
+
+def test_the_example_of_the_docs_runs(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks((ROOT / "docs" / "onnx.md").read_text(), "python")
+    here = code.replace('"out"', repr(str(bundle)))
+    assert here != code
+    exec(compile(here, "docs/onnx.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("Once upon a time")
