@@ -15,6 +15,7 @@ from plm_edge.checkpoint.hub import resolve_model
 from plm_edge.exporters import onnx
 from plm_edge.exporters.deepseek2 import as_deepseek2
 from plm_edge.exporters.files import Files
+from plm_edge.exporters.from_gguf import from_gguf, gguf_of
 from plm_edge.exporters.gguf_writer import Progress, file_bytes, header_bytes, write_gguf
 from plm_edge.exporters.on_device import write_device_files
 from plm_edge.exporters.screen import Calibration, from_states, head_rows, screened
@@ -53,31 +54,41 @@ def export(
 ) -> Manifest:
     """Write a bundle of `model` for `target`; by default into a folder named after both.
 
-    `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
+    `model` is a Hugging Face folder, a hub id, "demo", or a GGUF file or bundle, whose blocks stay
+    as they are unless they are floats and `quant` is given; `allow_keys` are keys of config.json
     that are known to change nothing. Layout and cache type None: as the device wants, on a graphics
     card what llama.cpp runs in less memory. `pure`: the head in the format of the rest. With
     `calibration` it carries a screened head too. `files`: a GGUF file, ONNX files, or both. `force`
     replaces an earlier bundle.
     """
     files.check(screened=calibration is not None, layout=layout)
-    profile = devices.load(target)
-    with open_checkpoint(resolve_model(str(model)), frozenset(allow_keys)) as checkpoint:
-        with_screen = calibration is not None
+    profile, found = devices.load(target), resolve_model(str(model))
+
+    def write(source: Source, formats: Mapping[str, str] | None = None) -> Manifest:
         plan = make_plan(
-            checkpoint.spec,
+            source.spec,
             profile,
             quant,
             layout if files.gguf else "latent",
             n_ctx,
             files.cache_type or cache_type,
             pure=pure,
-            screened=with_screen,
+            screened=calibration is not None,
+            formats=formats,
         )
-        source = from_checkpoint(checkpoint)
         folder = default_folder(source.description, target) if out is None else Path(out)
         return write_bundle(
             source, plan, folder, files, calibration=calibration, force=force, progress=progress
         )
+
+    if (file := gguf_of(found)) is not None:
+        stock = from_gguf(file)
+        if quant is None:
+            return write(stock.source, stock.formats)
+        stock.check_quant(quant)
+        return write(stock.source)
+    with open_checkpoint(found, frozenset(allow_keys)) as checkpoint:
+        return write(from_checkpoint(checkpoint))
 
 
 def default_folder(source: Mapping[str, Any], target: str) -> Path:

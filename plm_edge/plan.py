@@ -28,6 +28,7 @@ __all__ = ["Budget", "Overrides", "Plan", "make_plan", "plan_of_file", "replan_f
 # Tried in this order when the user names none: the first that leaves room for the whole context.
 QUANTS = ("Q8_0", "Q4_0")
 SHORTEST_CONTEXT = 256  # tokens; a context nobody asked for is not made shorter than this
+_LARGEST = "blk.0.ffn_up.weight"  # its format names a mixture
 _CONTEXT_STEP = 64  # contexts that are shortened to fit are multiples of this
 
 # A tokenizer, by token. Measured on x86-64 with Python 3.11: 24 MiB for 151,646 tokens; the rest is
@@ -65,18 +66,23 @@ def make_plan(
     isa: str | None = None,
     pure: bool = False,
     screened: bool = False,
+    formats: Mapping[str, str] | None = None,
 ) -> Plan:
     """Choose what is not given so that the model fits; DoesNotFit says what would.
 
     `pure`: the head in the format of the rest. `screened`: with a screened head beside it.
+    `formats`: of numbers that stay as they are, by canonical name.
     """
-    quants = QUANTS if quant is None else (format_of(quant).name,)
     caches = _caches(spec) if cache_type is None else (cache_type,)
-    plans = [
-        _plan(spec, profile, q, layout, Overrides(n_ctx, kind, threads, isa), pure, screened)
-        for q in quants
-        for kind in caches
-    ]
+    asked = [Overrides(n_ctx, kind, threads, isa) for kind in caches]
+    if formats is not None:
+        kept = {**formats, **(head_screen.FORMATS if screened else {})}
+        plans = [_plan_of(spec, profile, kept[_LARGEST], layout, each, kept) for each in asked]
+    else:
+        quants = QUANTS if quant is None else (format_of(quant).name,)
+        plans = [
+            _plan(spec, profile, q, layout, each, pure, screened) for q in quants for each in asked
+        ]
     for plan in plans:  # the best numbers that leave room for the whole context
         if plan.budget.total <= profile.usable_bytes:
             return plan
@@ -84,7 +90,8 @@ def make_plan(
         fitting = _largest_context(spec, profile, plans[-1])
         if fitting >= min(SHORTEST_CONTEXT, spec.n_ctx_train):
             return _resized(spec, plans[-1], fitting)
-    raise _does_not_fit(spec, profile, plans[0], "--quant")
+    how = "--quant" if formats is None else "an export of the checkpoint with --quant"
+    raise _does_not_fit(spec, profile, plans[0], how)
 
 
 def replan_for_load(
@@ -129,8 +136,7 @@ def plan_of_file(
     weight_bytes: int,
 ) -> Plan:
     """The plan of a file that came without one; `replan_for_load` then makes it fit."""
-    largest = "blk.0.ffn_up.weight"
-    return _fit(spec, profile, layout, formats[largest], formats, weight_bytes, Overrides())
+    return _fit(spec, profile, layout, formats[_LARGEST], formats, weight_bytes, Overrides())
 
 
 def _plan(
@@ -143,6 +149,17 @@ def _plan(
     screened: bool,
 ) -> Plan:
     formats = choose_formats(spec, quant, pure, screened)
+    return _plan_of(spec, profile, quant, layout, asked, formats)
+
+
+def _plan_of(
+    spec: ModelSpec,
+    profile: DeviceProfile,
+    quant: str,
+    layout: str | None,
+    asked: Overrides,
+    formats: Mapping[str, str],
+) -> Plan:
     layout = layout or layout_for(profile, spec, formats, asked.n_ctx or spec.n_ctx_train)
     weights = data_bytes(layout, file_tensors(layout, spec, formats))
     return _fit(spec, profile, layout, quant, formats, weights, asked)

@@ -38,7 +38,8 @@ def export(
 ) -> Manifest:
     """Write a bundle of `model` for `target`; by default into a folder named after both.
 
-    `model` is a Hugging Face folder, a hub id or "demo"; `allow_keys` are keys of its config.json
+    `model` is a Hugging Face folder, a hub id, "demo", or a GGUF file or bundle, whose blocks stay
+    as they are unless they are floats and `quant` is given; `allow_keys` are keys of config.json
     that are known to change nothing. Layout and cache type None: as the device wants, on a graphics
     card what llama.cpp runs in less memory. `pure`: the head in the format of the rest.
     head="screened" adds a screened head, made from the text file `calibration` (by default tales in

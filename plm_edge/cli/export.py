@@ -1,4 +1,4 @@
-"""plm-edge export: a checkpoint becomes a bundle for a device."""
+"""plm-edge export: a checkpoint or a GGUF file becomes a bundle for a device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 def command(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="Hugging Face folder, hub id, or demo.")],
+    model: Annotated[
+        str, typer.Argument(help="Hugging Face folder, hub id, .gguf file, bundle, or demo.")
+    ],
     target: Annotated[str, typer.Option("--target", help="A device: see plm-edge devices.")],
     file_format: FileFormat = "gguf",
     onnx_standard: OnnxStandard = False,
