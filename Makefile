@@ -8,7 +8,7 @@ WHEEL_TOOLS := build auditwheel ziglang==0.17.1
 NATIVE := plm_edge/native/libplm_edge.so
 SOURCES := $(wildcard plm_edge/native/*.c plm_edge/native/*.h) plm_edge/native/build.py
 
-.PHONY: help demo test test-peers check sanitize bench native wheels clean
+.PHONY: help demo test test-peers check sanitize bench native wheels emulated-pi clean
 .DEFAULT_GOAL := help
 
 help:  ## show this text
@@ -43,6 +43,9 @@ $(NATIVE): $(SOURCES)
 
 wheels: $(WHEELS)/.installed  ## wheels for x86-64 and 64-bit ARM, and the source distribution, into dist/
 	$(WHEELS)/bin/python tools/build_wheels.py
+
+emulated-pi: wheels  ## unpack an emulated Raspberry Pi for the tests (Debian, as root, qemu-user-static)
+	$(WHEELS)/bin/python tools/emulated_pi.py build
 
 # The environments: a stamp file says that everything pyproject.toml asks for is in.
 $(VENV)/.installed: pyproject.toml setup.py
