@@ -51,6 +51,10 @@ def missing() -> str | None:
             return f"{program} is not installed (Debian: {package})"
     if not _is_built():
         return "no emulated Raspberry Pi in build/pi; `make emulated-pi` unpacks one"
+    try:
+        register()
+    except (OSError, subprocess.CalledProcessError) as why:
+        return f"binfmt_misc does not take qemu: {why}"
     return None
 
 
@@ -146,8 +150,7 @@ def register() -> None:
 
 
 def command_in(arguments: Iterable[str], cpu: str = CPUS[0]) -> list[str]:
-    """The command that runs this one there, for subprocess."""
-    register()
+    """The command that runs this one there, for subprocess, once nothing is missing."""
     env = {
         "PATH": "/home/pi/.local/bin:/usr/bin:/bin",
         "HOME": "/home/pi",
