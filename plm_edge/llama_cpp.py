@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from plm_edge.devices import DeviceProfile
+from plm_edge.devices import DeviceProfile, load, names
 from plm_edge.errors import UnsupportedError
 from plm_edge.layouts import data_bytes, file_tensors, layout_of
+from plm_edge.planned import Plan
 from plm_edge.spec import ModelSpec
 
 LAYOUTS = ("plm", "deepseek2")  # that it runs
@@ -47,17 +48,39 @@ def backend_for(profile: DeviceProfile, layout: str) -> str:
 def layout_for(
     profile: DeviceProfile, spec: ModelSpec, formats: Mapping[str, str], n_ctx: int
 ) -> str:
-    """The layout where none is asked for: on a graphics card the smaller of llama.cpp's.
+    """The layout where none is asked for."""
+    return smaller_layout(spec, formats, n_ctx) if is_card(profile) else "latent"
 
-    Smaller with the cache of the whole context: that has to fit, and is what the last token reads.
+
+def smaller_layout(spec: ModelSpec, formats: Mapping[str, str], n_ctx: int) -> str:
+    """Of llama.cpp's layouts the smaller with the cache of the whole context.
+
+    That has to fit, and is what the last token reads. "latent" where neither can say the model.
     """
-    if not is_card(profile):
-        return "latent"
     sizes = {}
     for layout in LAYOUTS:
         try:
             weights = data_bytes(layout, file_tensors(layout, spec, formats))
-        except UnsupportedError:  # it cannot say this model
+        except UnsupportedError:
             continue
         sizes[layout] = weights + cache_bytes(layout, spec, "f16", n_ctx)
     return min(sizes, key=lambda layout: sizes[layout]) if sizes else "latent"
+
+
+def layers_that_fit(target: str, spec: ModelSpec, plan: Plan) -> int:
+    """Layers for the GPU, the head counted as one more: all, or what the card's memory holds.
+
+    `target` is the name of the profile that was planned for; of no card that is known, all.
+    """
+    whole = spec.layers + 1
+    cards = (load(name) for name in names())
+    card = next((card for card in cards if card.name == target and is_card(card)), None)
+    if card is None:
+        return whole
+    sizes = file_tensors(plan.layout, spec, plan.formats)
+    in_layers = sum(tensor.nbytes for tensor in sizes if tensor.name.startswith("blk."))
+    head = sum(tensor.nbytes for tensor in sizes) - in_layers
+    room = card.usable_bytes - plan.budget.scratch
+    if in_layers + head + plan.budget.cache <= room:
+        return whole
+    return max(0, int(room // ((in_layers + plan.budget.cache) / spec.layers)))

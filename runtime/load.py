@@ -8,15 +8,18 @@ from typing import cast
 
 from plm_edge.bundle import MODEL_FILE, read_bundle
 from plm_edge.cache_layout import CacheType
-from plm_edge.devices import detect
+from plm_edge.devices import DeviceProfile, detect
 from plm_edge.errors import FileFormatError, UnsupportedError
+from plm_edge.gguf_file import GgufFile
+from plm_edge.layouts import LAYOUTS
 from plm_edge.onnx_names import IN_PLACE
 from plm_edge.plan import Overrides, Plan, plan_of_file, replan_for_load
 from plm_edge.runtime.any_session import AnySession
 from plm_edge.runtime.model import Model
 from plm_edge.runtime.session import Session
+from plm_edge.spec import ModelSpec
 
-BACKENDS = ("auto", "native", "onnx")
+BACKENDS = ("auto", "native", "llama", "onnx")
 
 
 def load(
@@ -29,11 +32,13 @@ def load(
     force: bool = False,
     head: str = "full",
     activations: str = "int16",
+    gpu_layers: int | None = None,
 ) -> AnySession:
-    """A session on a bundle folder or a .gguf file (layout `latent` or `plm`).
+    """A session on a bundle folder or a .gguf file.
 
-    backend: "native" reads the bundle's GGUF file, "onnx" or "onnx:PROVIDER" its ONNX files in
-    onnxruntime, "auto" what is there, native first.
+    backend: "native" reads GGUF files of layout `latent` and `plm`, "llama" (llama.cpp) those of
+    `plm` and `deepseek2`, with `gpu_layers` on the GPU (as many as fit), "onnx" or "onnx:PROVIDER"
+    a bundle's ONNX files in onnxruntime; "auto" is what the bundle was planned for.
 
     What is not given comes from the bundle's plan (for a bare file: from its own formats), or from
     this machine where they differ: each difference is a line on stderr. force allows an `n_ctx`
@@ -46,21 +51,41 @@ def load(
     if kind not in BACKENDS or (provider and kind != "onnx"):
         raise UnsupportedError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
     path = Path(path)
-    only_onnx = (path / IN_PLACE).exists() and not (path / MODEL_FILE).exists()
-    if kind == "native" or (kind == "auto" and not only_onnx):
+    if kind == "auto":
+        kind = _planned_backend(path)
+    if kind == "native" and not gpu_layers:
         return load_native(path, threads, n_ctx, cache_type, isa, force, head, activations)
-    from plm_edge.runtime.load_onnx import load_onnx
-
-    for name, value, only in (
-        ("--isa", isa, None),
-        ("--head", head, "full"),
-        ("--activations", activations, "int16"),
+    for name, value, only, wanted in (
+        ("-ngl", gpu_layers if kind != "llama" else None, None, "llama"),
+        ("--isa", isa, None, "native"),
+        ("--head", head, "full", "native"),
+        ("--activations", activations, "int16", "native"),
     ):
         if value != only:
             raise UnsupportedError(
-                f"backend onnx: expected no {name}, found {value}; it is for the native backend"
+                f"backend {kind}: expected no {name}, found {value}; it is for the {wanted} backend"
             )
+    if kind == "llama":
+        from plm_edge.runtime.load_llama import load_llama
+
+        return load_llama(path, threads, n_ctx, cache_type, force, gpu_layers)
+    from plm_edge.runtime.load_onnx import load_onnx
+
     return load_onnx(path, provider or None, threads, n_ctx, cache_type, force)
+
+
+def _planned_backend(path: Path) -> str:
+    """What a bundle was planned for; of a .gguf file, what runs its layout."""
+    if path.is_dir() and not (path / MODEL_FILE).exists():
+        return "onnx" if (path / IN_PLACE).exists() else "native"
+    if path.is_dir():
+        return exported_plan(path).backend
+    file = GgufFile.open(path)
+    try:
+        arch = file.metadata.get("general.architecture")
+    finally:
+        file.close()
+    return next((known.backend for known in LAYOUTS.values() if known.arch == arch), "native")
 
 
 def load_native(
@@ -75,19 +100,15 @@ def load_native(
 ) -> Session:
     """A session of our own kernels; arguments and errors as in `load`."""
     profile = detect()  # before the model: what is taken from here on is in the budget
-    exported = _exported_plan(path) if path.is_dir() else None
+    exported = exported_plan(path) if path.is_dir() else None
     model = Model(path / MODEL_FILE if path.is_dir() else path)
     try:
         formats = {name: weight.format for name, weight in model.weights.items()}
-        plan, differences = replan_for_load(
-            model.spec,
-            exported
-            or plan_of_file(model.spec, profile, model.layout.name, formats, model.weight_bytes),
-            profile,
-            Overrides(n_ctx, cache_type, threads, isa, beyond_trained=force),
+        planned = exported or plan_of_file(
+            model.spec, profile, model.layout.name, formats, model.weight_bytes
         )
-        for line in differences:
-            print(f"plm-edge: {line}", file=sys.stderr)
+        asked = Overrides(n_ctx, cache_type, threads, isa, beyond_trained=force)
+        plan = replanned(model.spec, planned, profile, asked)
         cache = cast(CacheType, plan.cache_type)
         return model.session(plan.n_ctx, cache, plan.threads, isa, head, activations)
     except BaseException:
@@ -95,7 +116,16 @@ def load_native(
         raise
 
 
-def _exported_plan(path: Path) -> Plan:
+def replanned(spec: ModelSpec, planned: Plan, profile: DeviceProfile, asked: Overrides) -> Plan:
+    """For the machine that is there; each difference is a line on stderr."""
+    plan, differences = replan_for_load(spec, planned, profile, asked)
+    for line in differences:
+        print(f"plm-edge: {line}", file=sys.stderr)
+    return plan
+
+
+def exported_plan(path: Path) -> Plan:
+    """The plan of a bundle with a GGUF file."""
     manifest = read_bundle(path)
     if not any(file.name == MODEL_FILE for file in manifest.files):
         raise FileFormatError(f"{path}: expected {MODEL_FILE}, found none; export the model again")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from plm_edge.cli.options import Activations, CacheType, Head
-from plm_edge.errors import OutputError, UsageError
+from plm_edge.errors import OutputError, UnsupportedError, UsageError
 
 RIVAL = "llama.cpp"
 MAX_TOKENS = 1 << 20  # of a prompt, an answer, a depth
@@ -113,7 +113,8 @@ def _check_names(
     from plm_edge.cache_layout import CACHE_TYPES
     from plm_edge.head_screen import HEADS
     from plm_edge.native.kernels import ACTIVATIONS, find_isa
-    from plm_edge.runtime.bench import report, rival
+    from plm_edge.runtime.bench import report
+    from plm_edge.runtime.llama_engine import check_installed
 
     choices = (
         ("-ctk", cache_type, CACHE_TYPES),
@@ -127,7 +128,7 @@ def _check_names(
             raise UsageError(f"{name}: expected {' or '.join(known)}, found {value!r}")
     find_isa(isa)
     if versus is not None:
-        rival.check_installed()
+        check_installed("--vs llama.cpp")
 
 
 def _check_plot(plot: Path | None, predict: int) -> None:
@@ -156,11 +157,16 @@ def _rivals(path: Path) -> dict[str, Path]:
     """The same blocks in every layout that llama.cpp is tried with."""
     from plm_edge.cli.prepare import in_layout
     from plm_edge.cli.progress import Progress
-    from plm_edge.runtime.bench.rival import LAYOUTS
+    from plm_edge.llama_cpp import LAYOUTS
 
     files = {}
     for layout in LAYOUTS:
         progress = Progress(f"write the same model in layout {layout}")
-        files[layout] = in_layout(path, layout, progress)
+        try:
+            files[layout] = in_layout(path, layout, progress)
+        except UnsupportedError as why:  # the layout cannot say this model
+            refused = why
         progress.done()
+    if not files:
+        raise refused
     return files

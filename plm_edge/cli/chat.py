@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plm_edge.cli.options import Activations, Head, MaybeCacheType
+from plm_edge.cli.options import Activations, Backend, Head, MaybeCacheType
 from plm_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +36,11 @@ def command(
     n_ctx: Annotated[int | None, typer.Option("-c", "--ctx", help="Tokens of context.")] = None,
     cache_type: MaybeCacheType = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads")] = None,
-    backend: Annotated[str, typer.Option(help="auto, native, onnx or onnx:PROVIDER.")] = "auto",
+    backend: Backend = "auto",
+    gpu_layers: Annotated[
+        int | None,
+        typer.Option("-ngl", "--gpu-layers", help="On the GPU, with llama; as many as fit."),
+    ] = None,
     isa: Annotated[str | None, typer.Option(help="Kernel set; the best of this CPU.")] = None,
     head: Head = "full",
     activations: Activations = "int16",
@@ -78,7 +82,7 @@ def command(
     talk.lookup = lookup
     question = _question(prompt, model)
     asked = threads, n_ctx, cache_type, isa, force
-    session = open_session(model, backend, *asked, ctx.obj, head, activations)
+    session = open_session(model, backend, *asked, ctx.obj, head, activations, gpu_layers)
     with session:
         if question is not None:
             _answer(talk, session, question)
@@ -131,14 +135,18 @@ def open_session(
     offline: bool,
     head: str = "full",
     activations: str = "int16",
+    gpu_layers: int | None = None,
 ) -> AnySession:
     """Prepare and load; with force the context may be longer than the model was trained for."""
     from plm_edge import runtime
-    from plm_edge.cli.prepare import format_for, prepare, spec_of
+    from plm_edge.cli.prepare import for_backend, format_for, prepare, spec_of
     from plm_edge.cli.progress import Progress
 
+    if backend == "llama":
+        runtime.check_installed("--backend llama")
     progress = Progress(f"export {model} for this machine")
     path = prepare(model, progress, offline, file_format=format_for(backend))
+    path = for_backend(path, backend, n_ctx, progress)
     progress.done()
     trained = spec_of(path).n_ctx_train
     if n_ctx is not None and n_ctx > trained and not force:
@@ -146,7 +154,8 @@ def open_session(
             f"-c {n_ctx} is more than the {trained} tokens the model was trained for; "
             "use fewer, or --force"
         )
-    return runtime.load(path, backend, threads, n_ctx, cache_type, isa, force, head, activations)
+    asked = threads, n_ctx, cache_type, isa, force, head, activations, gpu_layers
+    return runtime.load(path, backend, *asked)
 
 
 def _answer(talk: Conversation, session: AnySession, question: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plm_edge.cli.options import Activations, MaybeCacheType
+from plm_edge.cli.options import Activations, Backend, MaybeCacheType
 
 if TYPE_CHECKING:
     from plm_edge.runtime.any_session import AnySession
@@ -41,7 +41,7 @@ def command(
     ] = None,
     cache_type: MaybeCacheType = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads")] = None,
-    backend: Annotated[str, typer.Option(help="auto or native.")] = "auto",
+    backend: Backend = "auto",
     isa: Annotated[str | None, typer.Option(help="Kernel set.")] = None,
     activations: Activations = "int16",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -49,7 +49,7 @@ def command(
     """Perplexity of a text as llama.cpp counts it; with --against also KL and top-1 agreement."""
     from contextlib import ExitStack
 
-    from plm_edge.cli.prepare import prepare, spec_of
+    from plm_edge.cli.prepare import for_backend, prepare, spec_of
     from plm_edge.cli.progress import Progress, Steps
     from plm_edge.cli.texts import read_text
     from plm_edge.runtime import load
@@ -64,6 +64,7 @@ def command(
         window = saved.window if saved is not None else min(WINDOW, trained)
 
     def opened(path: Path) -> AnySession:
+        path = for_backend(path, backend, window)
         session = load(path, backend, threads, window, cache_type, isa, activations=activations)
         stack.callback(session.model.close)
         return stack.enter_context(session)

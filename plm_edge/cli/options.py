@@ -42,3 +42,6 @@ OnnxStandard = Annotated[
     bool,
     typer.Option("--onnx-standard", help="ONNX without onnxruntime's own operators; slower there."),
 ]
+Backend = Annotated[
+    str, typer.Option(help="auto, native, llama (llama.cpp), onnx or onnx:PROVIDER.")
+]

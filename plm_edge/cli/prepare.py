@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plm_edge
-from plm_edge.bundle import MANIFEST
+from plm_edge.bundle import MANIFEST, MODEL_FILE
 
 if TYPE_CHECKING:
     from plm_edge.runtime import AnySession
@@ -32,17 +32,20 @@ def load(
     force: bool = False,
     head: str = "full",
     activations: str = "int16",
+    gpu_layers: int | None = None,
 ) -> AnySession:
     """A session on a model: a bundle, a .gguf file, a Hugging Face folder or hub id, or `demo`.
 
     What is no bundle and no .gguf file is exported for this machine first, into the cache folder.
     force allows an `n_ctx` above the trained context. head="screened" needs an export with one.
     activations="int8" rounds coarser, for speed where the kernel set has products of bytes.
+    backend="llama" runs it in llama.cpp, with `gpu_layers` on the GPU (as many as fit).
     """
     from plm_edge import runtime
 
-    asked = threads, n_ctx, cache_type, isa, force, head, activations
-    return runtime.load(prepare(str(path), file_format=format_for(backend)), backend, *asked)
+    path = for_backend(prepare(str(path), file_format=format_for(backend)), backend, n_ctx)
+    asked = threads, n_ctx, cache_type, isa, force, head, activations, gpu_layers
+    return runtime.load(path, backend, *asked)
 
 
 def format_for(backend: str) -> str:
@@ -89,19 +92,31 @@ def _format_of(checkpoint: Path) -> str:
         return opened.number_format
 
 
+def for_backend(
+    path: Path, backend: str, n_ctx: int | None = None, progress: Progress | None = None
+) -> Path:
+    """The bundle or .gguf file, for llama.cpp in a layout that it runs.
+
+    The one that is smaller with the cache of the whole context, made in the cache folder.
+    """
+    if backend != "llama":
+        return path
+    from plm_edge.llama_cpp import LAYOUTS, smaller_layout
+
+    file = _model_file(path)
+    found, spec, formats = described(file)
+    if found in LAYOUTS:
+        return path
+    return in_layout(path, smaller_layout(spec, formats, n_ctx or spec.n_ctx_train), progress)
+
+
 def in_layout(path: Path, layout: str, progress: Progress | None = None) -> Path:
     """The GGUF file of a bundle or .gguf file in that layout, made in the cache folder if need be.
 
     The blocks are the same, only rearranged.
     """
-    from plm_edge.bundle import MODEL_FILE
-    from plm_edge.runtime import Model
-
-    file = path / MODEL_FILE if path.is_dir() else path
-    model = Model(file)
-    found = model.layout.name
-    model.close()
-    if found == layout:
+    file = _model_file(path)
+    if described(file)[0] == layout:
         return file
     status = file.stat()
     identity = [str(file.resolve()), status.st_size, status.st_mtime_ns, plm_edge.__version__]
@@ -112,6 +127,25 @@ def in_layout(path: Path, layout: str, progress: Progress | None = None) -> Path
         folder.parent.mkdir(parents=True, exist_ok=True)
         relayout(file, layout, folder, force=True, progress=progress)
     return folder / MODEL_FILE
+
+
+def described(file: Path) -> tuple[str, ModelSpec, dict[str, str]]:
+    """Layout, spec and formats (by canonical name) of a GGUF file."""
+    from plm_edge.gguf_file import GgufFile
+    from plm_edge.gguf_spec import spec_from_gguf
+    from plm_edge.gguf_tensors import tensors_of
+
+    opened = GgufFile.open(file)
+    try:
+        spec = spec_from_gguf(opened)
+        layout, tensors = tensors_of(opened, spec)
+    finally:
+        opened.close()
+    return layout.name, spec, {name: tensor.format for name, tensor in tensors.items()}
+
+
+def _model_file(path: Path) -> Path:
+    return path / MODEL_FILE if path.is_dir() else path
 
 
 def find(model: str, offline: bool = False) -> Path:

@@ -32,11 +32,18 @@ class Setting:
 
     engine: str
     layout: str  # of the file
-    cache_type: str  # of the cached rows; llama.cpp's keys, its values are F16
+    cache_type: str  # of the cached rows; llama.cpp's keys
     threads: int
     isa: str | None = None  # kernel set; None: the engine does not say
     head: str = "full"
     activations: str = "int16"
+    flash: bool | None = None  # flash attention, of llama.cpp
+
+    @property
+    def name(self) -> str:
+        """As in messages."""
+        flash = "" if self.flash is None else f" -fa {'on' if self.flash else 'off'}"
+        return f"{self.engine} {self.layout} -t {self.threads} -ctk {self.cache_type}{flash}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class Result:
             "isa": self.setting.isa,
             "head": self.setting.head,
             "activations": self.setting.activations,
+            "flash_attention": self.setting.flash,
             "tokens_per_s": round(self.rate, 3),
             "least": round(min(self.rates), 3),
             "most": round(max(self.rates), 3),

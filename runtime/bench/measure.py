@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from plm_edge.devices import detect
 from plm_edge.errors import PlmEdgeError, UnsupportedError
+from plm_edge.llama_cpp import CACHE_TYPES, FLASH_ATTENTION
 from plm_edge.native.bandwidth import BUFFER_BYTES
-from plm_edge.runtime.bench import rival
 from plm_edge.runtime.bench.case import OURS, THEIRS, Case, Result, Setting
 from plm_edge.runtime.bench.process import EngineDied, Process
 
@@ -85,13 +85,12 @@ def _at_depth(
         ours = _open_ours(stack.enter_context(Process(OURS)), task, ids, threads)
         ours.process.ask("fill", n=depth)
         rivals = []
-        for layout, file in task.rivals.items():
-            for cache_type in rival.CACHE_TYPES:
-                setting = Setting(THEIRS, layout, cache_type, ours.setting.threads)
-                say(f"d{depth}: fill the cache of {_named(setting)}")
-                process = stack.enter_context(Process(THEIRS))
-                if (side := _open_rival(process, file, ids, setting, depth, say)) is not None:
-                    rivals.append(side)
+        for setting in _settings(task.rivals, ours.setting.threads):
+            say(f"d{depth}: fill the cache of {setting.name}")
+            process = stack.enter_context(Process(THEIRS))
+            file = task.rivals[setting.layout]
+            if (side := _open_rival(process, file, ids, setting, depth, say)) is not None:
+                rivals.append(side)
         if task.rivals and not rivals:
             raise UnsupportedError("expected a setting that llama.cpp runs, found none")
         for case in cases:
@@ -116,6 +115,14 @@ def _open_ours(process: Process, task: Task, ids: list[int], threads: int | None
     return _Side(process, setting, facts["cache_bytes"])
 
 
+def _settings(layouts: Iterable[str], threads: int) -> Iterator[Setting]:
+    """Every way in which llama.cpp can run these layouts."""
+    for layout in layouts:
+        for flash in FLASH_ATTENTION[layout]:
+            for cache_type in CACHE_TYPES:
+                yield Setting(THEIRS, layout, cache_type, threads, flash=flash)
+
+
 def _open_rival(
     process: Process, file: Path, ids: list[int], setting: Setting, depth: int, say: Say
 ) -> _Side | None:
@@ -126,12 +133,14 @@ def _open_rival(
             ids=ids,
             path=str(file),
             n_ctx=len(ids),
+            layout=setting.layout,
             cache_type=setting.cache_type,
             threads=setting.threads,
+            flash=setting.flash,
         )
         process.ask("fill", n=max(1, depth))  # at least one token: what aborts, aborts here
     except (EngineDied, PlmEdgeError) as why:
-        say(f"left out {_named(setting)}: {why}")
+        say(f"left out {setting.name}: {why}")
         return None
     return _Side(process, setting, facts["cache_bytes"])
 
@@ -152,7 +161,7 @@ def _fastest(rivals: Sequence[_Side], case: Case, say: Say) -> _Side:
             side.process.ask("threads", n=side.setting.threads)
             best[side] = min(best[side], side.seconds(short)[0])
     fastest = min(best, key=lambda side: best[side])
-    say(f"{case.name}: the fastest is {_named(fastest.setting)}")
+    say(f"{case.name}: the fastest is {fastest.setting.name}")
     fastest.process.ask("threads", n=fastest.setting.threads)
     return fastest
 
@@ -197,7 +206,3 @@ def _warmed_up(ours: _Side, case: Case) -> float | None:
     answer = ours.process.ask("count", tokens=case.tokens, depth=case.depth)
     nbytes: float | None = answer["bytes_per_token"]
     return nbytes
-
-
-def _named(setting: Setting) -> str:
-    return f"{setting.engine} {setting.layout} -t {setting.threads} -ctk {setting.cache_type}"

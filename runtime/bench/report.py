@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plm_edge.runtime.bench.case import Result
+from plm_edge.runtime.bench.case import Result, Setting
 
 FORMATS = ("md", "json", "csv")
 
@@ -61,7 +61,7 @@ def _cells(result: Result) -> list[str]:
     cells = [
         setting.engine,
         result.case.name,
-        f"{setting.threads}, {setting.cache_type}",
+        _how(setting),
         f"{result.rate:.2f} ({min(rates):.2f} to {max(rates):.2f})",
         f"{1e3 / result.rate:.2f}",
         _number(result.bytes_per_token, 1e6, 1),
@@ -75,6 +75,14 @@ def _cells(result: Result) -> list[str]:
         return [*cells, ""]
     spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
     return [*cells, f"{statistics.median(ratios):.2f} {spread}"]
+
+
+def _how(setting: Setting) -> str:
+    """Such as "2, q8_0, deepseek2 -fa on"; our own layout stands below the table."""
+    how = f"{setting.threads}, {setting.cache_type}"
+    if setting.flash is None:
+        return how
+    return f"{how}, {setting.layout} -fa {'on' if setting.flash else 'off'}"
 
 
 def _number(value: float | None, unit: float, digits: int) -> str:

@@ -21,6 +21,7 @@ import plm_edge
 from plm_edge.bundle import MODEL_FILE
 from plm_edge.exporters.relayout import relayout
 from plm_edge.gguf_file import GgufFile
+from plm_edge.llama_cpp import cache_bytes
 from plm_edge.runtime.bench.rival import LlamaCpp
 
 api = pytest.importorskip("llama_cpp", reason=MISSING)
@@ -38,24 +39,30 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "latent"
 
 
-def test_the_rival_computes_the_same(bundle: Path, tmp_path: Path) -> None:
-    relayout(bundle / MODEL_FILE, "plm", tmp_path / "plm")
+@pytest.mark.parametrize(
+    ("layout", "flash"), [("plm", False), ("deepseek2", False), ("deepseek2", True)]
+)
+def test_the_rival_computes_the_same(
+    bundle: Path, tmp_path: Path, layout: str, flash: bool
+) -> None:
+    relayout(bundle / MODEL_FILE, layout, tmp_path / "out")
     with plm_edge.load(bundle) as session:
         session.prefill(IDS[:6])
         want = session.step(IDS[6])
         other = session.step(IDS[7])
-    rival = LlamaCpp(str(tmp_path / "plm" / MODEL_FILE), n_ctx=32, cache_type="f16", threads=2)
+    path = tmp_path / "out" / MODEL_FILE
+    rival = LlamaCpp(str(path), layout, n_ctx=32, cache_type="f16", threads=2, flash=flash)
     for _ in range(2):  # truncated in between, as between two runs
         rival.keep(0)
         rival.extend(IDS[:6])
         rival.set_threads(1)
         rival.step(IDS[6])
-        row = api.llama_get_logits_ith(rival._context, -1)
+        row = api.llama_get_logits_ith(rival._context._handle, -1)
         got = np.ctypeslib.as_array(row, shape=want.shape)
         close(got, want, 5e-2)  # its activations have 8 bits: tests/peers/test_native.py
         assert relative_error(got, other) > 0.2
-    file = GgufFile.open(tmp_path / "plm" / MODEL_FILE)
-    assert file.metadata["general.architecture"] == "plm"
+    file = GgufFile.open(path)
+    assert file.metadata["general.architecture"] == layout
     file.close()
 
 
@@ -75,21 +82,49 @@ def test_ratios_are_of_the_same_rounds(bundle: Path, tmp_path: Path) -> None:
     assert [ours["test"] for ours, _ in pairs] == ["pp6", "tg3", "pp6 @ d40", "tg3 @ d40"]
     for ours, theirs in pairs:
         assert (ours["engine"], theirs["engine"]) == ("plm-edge", "llama.cpp")
-        assert (ours["layout"], theirs["layout"]) == ("latent", "plm")
+        assert ours["layout"] == "latent"
+        assert ours["flash_attention"] is None
+        assert (theirs["layout"], theirs["flash_attention"]) in (
+            ("plm", False), ("deepseek2", False), ("deepseek2", True),
+        )  # fmt: skip
         assert theirs["test"] == ours["test"]
         assert theirs["threads"] in (1, 2)
         ratios = [b / a for a, b in zip(ours["seconds"], theirs["seconds"], strict=True)]
         assert theirs["ratio"] == pytest.approx(statistics.median(ratios), rel=1e-2)
         assert theirs["ratio_least"] <= theirs["ratio"] <= theirs["ratio_most"]
         assert ours["ratio"] is None
-        # a context of 256, to which llama.cpp rounds up; 192 keys and 128 values a head
-        key = {"f16": 2 * 192, "q8_0": 34 * 192 // 32}[theirs["cache_type"]]
-        assert theirs["cache_bytes"] == 256 * 2 * 2 * (key + 2 * 128)
-    (folder,) = (tmp_path / "plm-edge").iterdir()  # the layout plm, written once
-    before = (folder / MODEL_FILE).stat().st_mtime_ns
+        spec = TINY_SHAPES["plm"]
+        want = cache_bytes(theirs["layout"], spec, theirs["cache_type"], 256)
+        assert theirs["cache_bytes"] == want
+    # both layouts, written once
+    files = sorted((tmp_path / "plm-edge").glob(f"*/{MODEL_FILE}"))
+    assert [path.parent.name.rpartition("-")[2] for path in files] in (
+        ["deepseek2", "plm"], ["plm", "deepseek2"],
+    )  # fmt: skip
+    before = [path.stat().st_mtime_ns for path in files]
     again = run(
         tmp_path, bundle, "-p", "0", "-n", "2", "-d", "0", "-t", "1", "-r", "1", "-o", "csv"
     )
     rows = csv.DictReader(io.StringIO(again))
     assert [row["engine"] for row in rows] == ["plm-edge", "llama.cpp"]
-    assert (folder / MODEL_FILE).stat().st_mtime_ns == before
+    assert [path.stat().st_mtime_ns for path in files] == before
+
+
+def test_every_setting_is_tried_and_what_llama_cpp_refuses_is_said(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    from plm_edge.cli.prepare import in_layout
+    from plm_edge.runtime.bench.measure import Task, measure
+
+    said: list[str] = []
+    files = {layout: in_layout(bundle, layout) for layout in ("plm", "deepseek2")}
+    task = Task(bundle, "latent", IDS, 0, 2, (2,), (1,), 1, rivals=files)
+    ours, theirs = measure(task, said.append)
+    filled = [line for line in said if "fill the cache of" in line]
+    assert len(filled) == 6
+    left_out = [line for line in said if line.startswith("left out")]
+    assert len(left_out) == 1  # a quantized cache of deepseek2 wants flash attention
+    assert "deepseek2 -t 1 -ctk q8_0 -fa off" in left_out[0]
+    assert ours.setting.flash is None
+    assert theirs.setting.flash is not None
