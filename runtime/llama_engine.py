@@ -41,11 +41,16 @@ class Setting:
 
 def check_installed(wish: str) -> None:
     """Raises UnsupportedError with the cure where llama-cpp-python is missing."""
-    if importlib.util.find_spec("llama_cpp") is None:
+    if not is_installed():
         raise UnsupportedError(
             f"{wish}: expected the package llama-cpp-python, found none; "
             "pip install 'plm-edge[llama]'"
         )
+
+
+def is_installed() -> bool:
+    """Whether llama-cpp-python is."""
+    return importlib.util.find_spec("llama_cpp") is not None
 
 
 def can_offload() -> bool:

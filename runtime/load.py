@@ -15,6 +15,7 @@ from plm_edge.layouts import LAYOUTS
 from plm_edge.onnx_names import IN_PLACE
 from plm_edge.plan import Overrides, Plan, plan_of_file, replan_for_load
 from plm_edge.runtime.any_session import AnySession
+from plm_edge.runtime.llama_engine import is_installed
 from plm_edge.runtime.model import Model
 from plm_edge.runtime.session import Session
 from plm_edge.spec import ModelSpec
@@ -79,7 +80,9 @@ def _planned_backend(path: Path) -> str:
     if path.is_dir() and not (path / MODEL_FILE).exists():
         return "onnx" if (path / IN_PLACE).exists() else "native"
     if path.is_dir():
-        return exported_plan(path).backend
+        plan = exported_plan(path)
+        either = LAYOUTS[plan.layout].backend == "native" and not is_installed()
+        return "native" if either and plan.backend == "llama" else plan.backend
     file = GgufFile.open(path)
     try:
         arch = file.metadata.get("general.architecture")

@@ -39,7 +39,7 @@ class Model:
             if self.layout.backend != "native":
                 raise UnsupportedError(
                     f"{path.name}: expected layout latent or plm, found {self.layout.name}, which "
-                    "is for llama.cpp; export the model with --layout latent"
+                    "is for llama.cpp; use --backend llama, or export with --layout latent"
                 )
             self.weights |= {name: self._map(tensor) for name, tensor in tensors.items()}
             self.tokenizer = Tokenizer.from_gguf(self.file.metadata)

@@ -207,7 +207,7 @@ def test_values_that_leave_f16_are_refused() -> None:
 
 def test_the_native_session_says_where_it_runs(bundle_of: Bundles, tmp_path: Path) -> None:
     folder = bundle_of("plain", "F32", "deepseek2")
-    with pytest.raises(UnsupportedError, match=r"is for llama\.cpp; export .* --layout latent"):
+    with pytest.raises(UnsupportedError, match=r"is for llama\.cpp; use --backend llama"):
         plm_edge.load(folder, backend="native")
     with pytest.raises(UnsupportedError, match="export from its source"):
         relayout(folder / MODEL_FILE, "latent", tmp_path / "out")

@@ -327,7 +327,7 @@ FILES: dict[str, tuple[Spoil, str, int, str]] = {
     "GGUF of another architecture": (
         replaced("mine/model.gguf", b"\x0f\0\0\0\0\0\0\0plm-edge-latent",
                  b"\x0f\0\0\0\0\0\0\0llama-of-ever-x"),
-        "chat mine/model.gguf -p a", 6, "architecture 'llama-of-ever-x'; plm and plm-edge-latent",
+        "chat mine/model.gguf -p a", 6, "architecture 'llama-of-ever-x'; plm, deepseek2,",
     ),
     "NaN in a scale": (
         scale_is_nan, "chat nan.gguf -p hello", 3, "finite logits, found nan; weights or cache are",

@@ -198,7 +198,7 @@ def test_the_program(bundle: Bundle, tmp_path: Path) -> None:
     assert "-ngl 4: expected a llama-cpp-python that was built for a GPU" in gpu.stderr
     native = run(tmp_path, "chat", "demo", "--backend", "native", "-ngl", "4", *chat)
     assert native.returncode == 6
-    assert "use --backend llama" in native.stderr
+    assert "it is for the llama backend" in native.stderr
     latent = bundle("latent", "Q8_0", "demo") / MODEL_FILE
     with pytest.raises(UnsupportedError, match="expected layout plm or deepseek2"):
         plm_edge.runtime.load(latent, "llama")
