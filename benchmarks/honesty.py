@@ -75,7 +75,7 @@ def ids_of(n: int) -> list[int]:
 
 
 def child(bundle: Path, n_ctx: int) -> None:
-    """Load, touch every weight, fill the context, the last tokens one by one; print what it took."""
+    """Load, touch every weight, fill the context, the last tokens singly; print what it took."""
     with plm_edge.load(bundle, n_ctx=n_ctx, cache_type="f16") as session:
         for weight in session.model.weights.values():
             np.add.reduce(weight.data.reshape(-1)[::512], dtype=np.int64)  # every page
