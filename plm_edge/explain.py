@@ -95,9 +95,10 @@ def _fit(plan: Plan, profile: DeviceProfile) -> Choice:
 def _backend(plan: Plan) -> Choice:
     why = ["these kernels keep the cache latent and skip idle units"]
     if plan.backend != "native":
+        kept = "expanded" if plan.layout == "plm" else "latent too"
         why = [
             f"layout {plan.layout} is run by llama.cpp, on a GPU where it is built for one; its "
-            "cache is latent too, and no unit is skipped",
+            f"cache is {kept}, and no unit is skipped",
             "scratch and runtime are those of the native backend: llama.cpp allocates its own",
         ]
     return Choice("backend", plan.backend, (*why,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,6 +60,22 @@ class Inspection:
                 found[name] = cache_layout(spec, name).bytes(1, spec.layers)
         values = spec.heads * (spec.nope + spec.rope + spec.v_head)
         return found | {"expanded": 2 * values * spec.layers}
+
+    def deepseek2_cost(self) -> tuple[int, int] | None:
+        """Bytes more than in layout plm, and above how many tokens llama.cpp's caches outweigh it.
+
+        None in other layouts.
+        """
+        if self.layout != "deepseek2" or self.spec is None:
+            return None
+        by_kind = Counter[str]()
+        for tensor in self.tensors:
+            by_kind[_kind(tensor.name)] += tensor.nbytes
+        as_blocks = by_kind["attn_v_b.weight"] * self.spec.nope // self.spec.v_head
+        more = by_kind["ffn_gate.weight"] + by_kind["attn_k_b.weight"] - as_blocks
+        cache = self.cache()
+        less = cache["expanded"] - cache["f16"]
+        return more, more // less if less > 0 else self.spec.n_ctx_train
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

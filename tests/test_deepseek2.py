@@ -33,6 +33,7 @@ from plm_edge.kinds import relu2
 from plm_edge.reference import Reference
 
 Bundles = Callable[..., Path]
+PAIR = ("plm", "deepseek2")
 IDS: list[int] = np.random.default_rng(5).integers(0, 300, 24).tolist()
 
 
@@ -237,3 +238,22 @@ def test_the_plan_counts_up_twice_and_says_the_backend() -> None:
     up = 32 * 8192 * 2048 // 32 * 18
     keys = 32 * 16 * 128 * 512
     assert deepseek2.budget.weights - plm.budget.weights == up + keys * 2 - keys // 32 * 18
+
+
+@pytest.mark.parametrize("quant", ["F16", "Q8_0"])
+def test_inspect_says_what_it_costs(bundle_of: Bundles, quant: str) -> None:
+    """In bytes more than layout plm has, and the context that outweighs them in llama.cpp."""
+    from plm_edge.inspection import inspect
+    from plm_edge.llama_cpp import cache_bytes
+
+    plm, deepseek2 = (bundle_of("plm", quant, layout) / MODEL_FILE for layout in PAIR)
+    shown = inspect(deepseek2)
+    cost = shown.deepseek2_cost()
+    assert cost is not None
+    assert inspect(plm).deepseek2_cost() is None
+    more, even = cost
+    sizes = [sum(tensor.nbytes for tensor in inspect(path).tensors) for path in (plm, deepseek2)]
+    assert sizes[1] - sizes[0] == more
+    assert shown.spec is not None
+    kept = [cache_bytes(layout, shown.spec, "f16", 256) / 256 for layout in PAIR]
+    assert even == more // (kept[0] - kept[1])

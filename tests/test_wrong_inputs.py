@@ -246,7 +246,7 @@ OUTPUTS: dict[str, tuple[Spoil, str, int, str]] = {
     "no profile in it": (
         text("a.toml", "[["), "-o new --target a.toml", 3, "a.toml",
     ),
-    "quant": (nothing, "-o new --quant Q3_K", 6, "F32, F16, BF16, Q8_0, Q4_0, found 'Q3_K'"),
+    "quant": (nothing, "-o new --quant Q3_K", 6, "F32, F16, BF16, Q8_0, Q4_0 ... found 'Q3_K'"),
     "layout": (nothing, "-o new --layout flat", 6, "latent, plm, found 'flat'"),
     "context above trained": (nothing, "-o new -c 129", 2, "129 tokens, expected 1..128"),
     "context 0": (nothing, "-o new -c 0", 2, "context of 0 tokens, expected 1..128"),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _RUNS = {
     "latent": "runs in the native session",
     "plm": "runs in llama.cpp (flash attention off; its cache is expanded) and natively",
+    "deepseek2": "runs in llama.cpp, its cache latent there",
 }
 
 
@@ -59,9 +60,13 @@ def _lines(shown: Inspection) -> Iterator[str]:
             label = ""
     label = "cache"
     for name, nbytes in shown.cache().items():
-        whose = " (f16 keys and values, as llama.cpp keeps them)" if name == "expanded" else ""
+        whose = " (f16 keys and values, as llama.cpp has for plm)" if name == "expanded" else ""
         yield f"{label:9}{name:9}{nbytes:>9,} bytes a token{whose}"
         label = ""
+    if (cost := shown.deepseek2_cost()) is not None:
+        more, even = cost
+        yield f"cost     {more:,} bytes more than layout plm: ffn_up twice, W_uk in F16"
+        yield f"         in llama.cpp less memory than plm above {even:,} tokens of context"
     yield from _targets(shown)
 
 
