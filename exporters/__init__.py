@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import plm_edge
 from plm_edge import devices, head_screen
 from plm_edge.atomic import check_space
-from plm_edge.bundle import MODEL_FILE, BundleFile, Manifest, new_bundle, write_manifest
+from plm_edge.bundle import (
+    MODEL_FILE,
+    BundleFile,
+    Manifest,
+    new_bundle,
+    write_file,
+    write_manifest,
+)
 from plm_edge.checkpoint import open_checkpoint
 from plm_edge.checkpoint.hub import resolve_model
+from plm_edge.errors import UnsupportedError
 from plm_edge.exporters import onnx
 from plm_edge.exporters.deepseek2 import as_deepseek2
 from plm_edge.exporters.files import Files
 from plm_edge.exporters.from_gguf import from_gguf, gguf_of
 from plm_edge.exporters.gguf_writer import Progress, file_bytes, header_bytes, write_gguf
 from plm_edge.exporters.on_device import write_device_files
+from plm_edge.exporters.quantize.fitted import Fitted, Fitting
 from plm_edge.exporters.screen import Calibration, from_states, head_rows, screened
 from plm_edge.exporters.source import Source, from_checkpoint
 from plm_edge.gguf_spec import spec_to_gguf
 from plm_edge.layouts import file_tensors, layout_of
 from plm_edge.plan import Plan, make_plan
 from plm_edge.tensors import head_name
+from plm_edge.tokenizer import Tokenizer
 
 __all__ = ["Files", "default_folder", "export", "write_bundle"]
 
@@ -32,6 +43,7 @@ _FILE_TYPES = {  # llama.cpp's numbers
     **{"Q4_0": 2, "Q8_0": 7, "Q4_K": 15, "Q6_K": 18},
 }
 _DRAFT = "draft.gguf"
+REPORT = "quantization.json"  # of an export that was fitted to a text
 _QUANTIZATION_VERSION = 2  # of ggml's blocks
 GGUF = Files()
 
@@ -49,6 +61,8 @@ def export(
     allow_keys: Collection[str] = (),
     calibration: Calibration | None = None,
     files: Files = GGUF,
+    fitting: Fitting | None = None,
+    bits: float | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -58,13 +72,18 @@ def export(
     as they are unless they are floats and `quant` is given; `allow_keys` are keys of config.json
     that are known to change nothing. Layout and cache type None: as the device wants, on a graphics
     card what llama.cpp runs in less memory. `pure`: the head in the format of the rest. With
-    `calibration` it carries a screened head too. `files`: a GGUF file, ONNX files, or both. `force`
-    replaces an earlier bundle.
+    `calibration` it carries a screened head too. With `fitting` the blocks of a checkpoint are
+    fitted to a text; `bits` then mixes formats, so many bits a weight at most. `files`: a GGUF
+    file, ONNX files, or both. `force` replaces an earlier bundle.
     """
     files.check(screened=calibration is not None, layout=layout)
     profile, found = devices.load(target), resolve_model(str(model))
 
-    def write(source: Source, formats: Mapping[str, str] | None = None) -> Manifest:
+    def write(
+        source: Source,
+        formats: Mapping[str, str] | None = None,
+        report: Callable[[], bytes] | None = None,
+    ) -> Manifest:
         plan = make_plan(
             source.spec,
             profile,
@@ -78,17 +97,33 @@ def export(
         )
         folder = default_folder(source.description, target) if out is None else Path(out)
         return write_bundle(
-            source, plan, folder, files, calibration=calibration, force=force, progress=progress
+            *(source, plan, folder, files),
+            calibration=calibration,
+            report=report,
+            force=force,
+            progress=progress,
         )
 
     if (file := gguf_of(found)) is not None:
+        if fitting is not None:
+            raise UnsupportedError(
+                f"{file.name}: expected a checkpoint to fit to a text, found a GGUF file; leave "
+                "--calibration and --bits out, or export from the checkpoint"
+            )
         stock = from_gguf(file)
         if quant is None:
             return write(stock.source, stock.formats)
         stock.check_quant(quant)
         return write(stock.source)
     with open_checkpoint(found, frozenset(allow_keys)) as checkpoint:
-        return write(from_checkpoint(checkpoint))
+        source = from_checkpoint(checkpoint)
+        if fitting is None:
+            return write(source)
+        ids = Tokenizer.from_hf(checkpoint.tokenizer_files).encode(fitting.text)
+        fitted = Fitted(checkpoint, fitting, ids)
+        formats = None if bits is None else fitted.mix(bits)
+        source = replace(source, packed_rows=fitted.packed_rows)
+        return write(source, formats, fitted.report_json)
 
 
 def default_folder(source: Mapping[str, Any], target: str) -> Path:
@@ -104,12 +139,14 @@ def write_bundle(
     files: Files = GGUF,
     *,
     calibration: Calibration | None = None,
+    report: Callable[[], bytes] | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the model's files, those for its device, then the manifest; the folder appears last.
 
     With `calibration` the model is written twice: without its screened head, to see the states.
+    `report` says what quantization did, once all is written.
     """
     with new_bundle(out, force) as folder:
         if calibration is not None:
@@ -130,7 +167,7 @@ def write_bundle(
             source=source.description,
             licence=source.description.get("licence"),
             producer=f"plm-edge {plm_edge.__version__}",
-            files=(*written, *brought),
+            files=(*written, *brought, *([write_file(folder, REPORT, report())] if report else [])),
         )
         write_manifest(folder, manifest)
     return manifest

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from plm_edge.checkpoint import Checkpoint
 from plm_edge.errors import NumericalError
-from plm_edge.formats import quantize
+from plm_edge.exporters.quantize.rows import round_to_nearest
 from plm_edge.spec import ModelSpec
 from plm_edge.tensors import tensor_table
 from plm_edge.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ def quantizing(weights: Weights) -> PackedRows:
         vector = len(table[name].shape) == 1
         x = weights.read(name)[None, :] if vector else weights.read_rows(name, start, stop)
         try:
-            return quantize(fmt, x, first_row=start)
+            return round_to_nearest(fmt, x, start)
         except NumericalError as why:
             raise NumericalError(f"{name}, {why}; choose another format or checkpoint") from None
 

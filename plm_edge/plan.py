@@ -19,7 +19,7 @@ from plm_edge.formats import format_of
 from plm_edge.layouts import data_bytes, file_tensors
 from plm_edge.llama_cpp import backend_for, cache_bytes, layout_for
 from plm_edge.planned import Budget, Plan, mib
-from plm_edge.quant_plan import choose_formats
+from plm_edge.quant_plan import choose_formats, main_format
 from plm_edge.spec import ModelSpec
 from plm_edge.workspace import MAX_THREADS, PREFILL_CHUNK, workspace_bytes
 
@@ -28,7 +28,6 @@ __all__ = ["Budget", "Overrides", "Plan", "make_plan", "plan_of_file", "replan_f
 # Tried in this order when the user names none: the first that leaves room for the whole context.
 QUANTS = ("Q8_0", "Q4_0")
 SHORTEST_CONTEXT = 256  # tokens; a context nobody asked for is not made shorter than this
-_LARGEST = "blk.0.ffn_up.weight"  # its format names a mixture
 _CONTEXT_STEP = 64  # contexts that are shortened to fit are multiples of this
 
 # A tokenizer, by token. Measured on x86-64 with Python 3.11: 24 MiB for 151,646 tokens; the rest is
@@ -77,7 +76,8 @@ def make_plan(
     asked = [Overrides(n_ctx, kind, threads, isa) for kind in caches]
     if formats is not None:
         kept = {**formats, **(head_screen.FORMATS if screened else {})}
-        plans = [_plan_of(spec, profile, kept[_LARGEST], layout, each, kept) for each in asked]
+        name = main_format(spec, formats)
+        plans = [_plan_of(spec, profile, name, layout, each, kept) for each in asked]
     else:
         quants = QUANTS if quant is None else (format_of(quant).name,)
         plans = [
@@ -136,7 +136,8 @@ def plan_of_file(
     weight_bytes: int,
 ) -> Plan:
     """The plan of a file that came without one; `replan_for_load` then makes it fit."""
-    return _fit(spec, profile, layout, formats[_LARGEST], formats, weight_bytes, Overrides())
+    name = main_format(spec, formats)
+    return _fit(spec, profile, layout, name, formats, weight_bytes, Overrides())
 
 
 def _plan(

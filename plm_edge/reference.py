@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from plm_edge.errors import FileFormatError, UsageError
 from plm_edge.kinds import ATTENTION, FFN
 from plm_edge.kinds.norm import rms_norm
+from plm_edge.kinds.seen import Seen, unseen
 from plm_edge.spec import ModelSpec
 from plm_edge.tensors import head_name, tensor_table
 
@@ -69,38 +70,63 @@ class Reference:
 
     def logits(self, ids: Sequence[int], absorbed: bool = False) -> Float64:
         """Ids (T) -> (T, vocab): row t holds the logits of the token after ids[t]."""
-        for x, _ in self._layers(ids, absorbed):
-            last = x
-        x = rms_norm(last, self._weight("output_norm.weight"), self.spec.eps)
-        head = self._weight(head_name(self.spec))
-        blocks = [x @ head[row : row + _HEAD_ROWS].T for row in range(0, len(head), _HEAD_ROWS)]
-        return np.concatenate(blocks, axis=-1)
+        x = self.embed(ids)
+        for i in range(self.spec.layers):
+            x = self.layer(self.layer_weights(i), x, absorbed=absorbed)
+        return self.head(x)
 
     def ffn_zeros(self, ids: Sequence[int]) -> Float64:
         """Ids (T) -> (layers,): the share of feed-forward units that are exactly zero."""
-        return np.array([np.mean(units == 0.0) for _, units in self._layers(ids, absorbed=False)])
+        zeros: list[float] = []
 
-    def _layers(self, ids: Sequence[int], absorbed: bool) -> Iterator[tuple[Float64, Float64]]:
-        """After each layer: x (T, d_model) and its feed-forward units (T, d_ffn)."""
-        spec = self.spec
-        attention, ffn = ATTENTION[spec.attention], FFN[spec.ffn]
-        attend = attention.absorbed if absorbed else attention.expanded
-        x = self._embed(ids)
-        for i in range(spec.layers):
-            w = self._layer(i)
-            x = x + attend(rms_norm(x, w["attn_norm"], spec.eps), w, spec)
-            units = ffn.units(rms_norm(x, w["ffn_norm"], spec.eps), w)
-            x = x + ffn.output(units, w)
-            yield x, units
+        def seen(name: str, met: Array) -> None:
+            if name == "ffn_down":
+                zeros.append(float(np.mean(met == 0.0)))
 
-    def _embed(self, ids: Sequence[int]) -> Float64:
+        x = self.embed(ids)
+        for i in range(self.spec.layers):
+            x = self.layer(self.layer_weights(i), x, seen)
+        return np.array(zeros)
+
+    def embed(self, ids: Sequence[int]) -> Float64:
         """Ids (T) -> (T, d_model)."""
         rows = np.asarray(ids, dtype=np.int64)
         if not len(rows) or rows.min() < 0 or rows.max() >= self.spec.vocab:
             raise UsageError(f"token ids must be one or more of 0..{self.spec.vocab - 1}")
         return self._weight("token_embd.weight")[rows].astype(np.float64)
 
-    def _layer(self, i: int) -> dict[str, Array]:
+    def layer(
+        self, w: Mapping[str, Array], x: Float64, seen: Seen = unseen, absorbed: bool = False
+    ) -> Float64:
+        """One layer of weights `w` on x (T, d_model) -> (T, d_model).
+
+        `seen` is told what each matrix multiplies (where attention is expanded).
+        """
+        spec = self.spec
+        attention, ffn = ATTENTION[spec.attention], FFN[spec.ffn]
+        h = rms_norm(x, w["attn_norm"], spec.eps)
+        x = x + (
+            attention.absorbed(h, w, spec) if absorbed else attention.expanded(h, w, spec, seen)
+        )
+        h = rms_norm(x, w["ffn_norm"], spec.eps)
+        units = ffn.units(h, w)
+        seen("ffn_up", h)
+        seen("ffn_down", units)
+        y: Float64 = x + ffn.output(units, w)
+        return y
+
+    def head_input(self, x: Float64) -> Float64:
+        """What the head multiplies, of the last layer's x (T, d_model)."""
+        return rms_norm(x, self._weight("output_norm.weight"), self.spec.eps)
+
+    def head(self, x: Float64) -> Float64:
+        """Logits (T, vocab) of the last layer's x (T, d_model)."""
+        x = self.head_input(x)
+        head = self._weight(head_name(self.spec))
+        blocks = [x @ head[row : row + _HEAD_ROWS].T for row in range(0, len(head), _HEAD_ROWS)]
+        return np.concatenate(blocks, axis=-1)
+
+    def layer_weights(self, i: int) -> dict[str, Array]:
         """The weights of layer i by the middle of their names: "attn_q", "ffn_up", ..."""
         names = [name for name in self._table if name.startswith(f"blk.{i}.")]
         return {name.split(".")[2]: self._weight(name) for name in names}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm_edge import head_screen
-from plm_edge.cli.texts import CALIBRATION, read_text
+from plm_edge.cli.texts import CALIBRATION, TALES, read_text
 from plm_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,12 +29,14 @@ def export(
     cache_type: str | None = None,
     pure: bool = False,
     head: str = "full",
+    bits: float | None = None,
     calibration: str | Path | None = None,
     allow_keys: Collection[str] = (),
     file_format: str = "gguf",
     onnx_standard: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    step: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Write a bundle of `model` for `target`; by default into a folder named after both.
 
@@ -42,19 +44,24 @@ def export(
     as they are unless they are floats and `quant` is given; `allow_keys` are keys of config.json
     that are known to change nothing. Layout and cache type None: as the device wants, on a graphics
     card what llama.cpp runs in less memory. `pure`: the head in the format of the rest.
-    head="screened" adds a screened head, made from the text file `calibration` (by default tales in
-    English). `file_format`: "gguf", "onnx" or "both"; `onnx_standard`: without onnxruntime's own
-    operators.
+    head="screened" adds a screened head. `calibration`, a text file or "tales" (some ship with the
+    package), fits the quantization and that head to it. `bits` mixes formats by measured
+    sensitivity, so many bits a weight at most. Both work with tales where no text is given.
+    `file_format`: "gguf", "onnx" or "both"; `onnx_standard`: without onnxruntime's own operators.
+    `step` is told what is done.
     `force` replaces an earlier bundle.
     """
     from plm_edge import exporters
+    from plm_edge.exporters.quantize.fitted import Fitting
     from plm_edge.exporters.screen import Calibration
+    from plm_edge.reference import Reference
 
     check_head(head)
-    if calibration is not None and head == "full":
-        raise UsageError("a calibration text is for a screened head: add --head screened")
-    screened = head == "screened"
-    text = read_text(Path(calibration or CALIBRATION), "--calibration") if screened else ""
+    if bits is not None and quant is not None:
+        raise UsageError(f"expected --bits or --quant, found both ({bits:g} and {quant}); use one")
+    screened, fitted = head == "screened", calibration is not None or bits is not None
+    file = CALIBRATION if calibration in (None, TALES) else Path(calibration or "")
+    text = read_text(file, "--calibration") if screened or fitted else ""
 
     return exporters.export(
         model,
@@ -66,11 +73,17 @@ def export(
         cache_type=cache_type,
         pure=pure,
         calibration=Calibration(text, hidden_states) if screened else None,
+        fitting=Fitting(text, Reference.from_checkpoint, step or _silent) if fitted else None,
+        bits=bits,
         allow_keys=allow_keys,
         files=exporters.Files(file_format, onnx_standard),
         force=force,
         progress=progress,
     )
+
+
+def _silent(said: str) -> None:
+    """Nobody is told."""
 
 
 def check_head(head: str) -> None:

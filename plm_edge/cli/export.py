@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,8 @@ from plm_edge.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from plm_edge.bundle import Manifest
 
 
@@ -38,8 +41,15 @@ def command(
     head: Annotated[
         str, typer.Option(help="screened: one for faster decoding too; see docs/layouts.md.")
     ] = "full",
+    bits: Annotated[
+        float | None,
+        typer.Option(help="Mix formats, so many bits a weight; by measured sensitivity."),
+    ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Text for --head screened; tales in English.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Fit the quantization to a text; tales: those that are here."
+        ),
     ] = None,
     allow_key: Annotated[
         list[str] | None,
@@ -53,27 +63,30 @@ def command(
     """Export a model for a device."""
     from plm_edge.cli.calibrate import export
     from plm_edge.cli.prepare import find
-    from plm_edge.cli.progress import Progress
+    from plm_edge.cli.progress import Progress, Steps
     from plm_edge.exporters import default_folder
 
     progress = Progress("export")
-    manifest = export(
-        find(model, ctx.obj),
-        target,
-        out,
-        quant=quant,
-        layout=layout,
-        pure=pure,
-        n_ctx=n_ctx,
-        cache_type=cache_type,
-        head=head,
-        calibration=calibration,
-        allow_keys=tuple(allow_key or ()),
-        file_format=file_format,
-        onnx_standard=onnx_standard,
-        force=force,
-        progress=progress,
-    )
+    with Steps() as steps:
+        manifest = export(
+            find(model, ctx.obj),
+            target,
+            out,
+            quant=quant,
+            layout=layout,
+            pure=pure,
+            n_ctx=n_ctx,
+            cache_type=cache_type,
+            head=head,
+            bits=bits,
+            calibration=calibration,
+            allow_keys=tuple(allow_key or ()),
+            file_format=file_format,
+            onnx_standard=onnx_standard,
+            force=force,
+            progress=progress,
+            step=steps if sys.stderr.isatty() else None,
+        )
     progress.done()
     _print(default_folder(manifest.source, target) if out is None else out, manifest)
 
@@ -86,7 +99,28 @@ def _print(out: Path, manifest: Manifest) -> None:
     print(f"{plan['quant']} in layout {plan['layout']}, context {plan['n_ctx']} tokens")
     for file in manifest.files:
         print(f"{file.size:>14,} bytes  {file.name}")
+    for line in _gains(out):
+        print(line)
     print(f"{plan['budget']['cache']:>14,} bytes  cache for the whole context")
     print(f"wrote {out}; talk to it: plm-edge chat {out}")
     if any(file.name == README for file in manifest.files):
         print(f"how to get it there: {out / README}")
+
+
+def _gains(out: Path) -> Iterator[str]:
+    """What fitting brought, a line for each kind of tensor in each format."""
+    import json
+
+    from plm_edge.exporters import REPORT
+
+    if not (out / REPORT).exists():
+        return
+    report = json.loads((out / REPORT).read_text())
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for name, gain in report["tensors"].items():
+        kind = name.split(".", 2)[2] if name.startswith("blk.") else name
+        kinds.setdefault(f"{kind.removesuffix('.weight'):14}{gain['format']}", []).append(gain)
+    yield f"fitted to {report['tokens']:,} tokens; error of the products, rounded -> fitted:"
+    for kind, gains in kinds.items():
+        rounded, fitted = (sum(g[key] for g in gains) / len(gains) for key in ("rounded", "fitted"))
+        yield f"{kind:20}{len(gains):>4}  {rounded:9.1e} -> {fitted:.1e}"

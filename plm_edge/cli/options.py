@@ -15,10 +15,12 @@ def _lower(name: str | None) -> str | None:
     return None if name is None else name.lower()
 
 
-Quant = Annotated[str, typer.Option(callback=_upper, help="F32, F16, BF16, Q8_0 or Q4_0.")]
+Quant = Annotated[
+    str, typer.Option(callback=_upper, help="F32, F16, BF16, Q8_0, Q6_K, Q4_K or Q4_0.")
+]
 MaybeQuant = Annotated[
     str | None,
-    typer.Option(callback=_upper, help="F32, F16, BF16, Q8_0 or Q4_0; the best that fits."),
+    typer.Option(callback=_upper, help="F32, F16, BF16, Q8_0, Q6_K, Q4_K or Q4_0; what fits."),
 ]
 Pure = Annotated[
     bool, typer.Option("--pure", help="The head in the format of the rest, not in Q8_0.")

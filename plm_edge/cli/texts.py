@@ -8,6 +8,7 @@ import plm_edge
 from plm_edge.errors import OutputError, UsageError
 
 _TEXTS = Path(plm_edge.__file__).parent / "texts"
+TALES = "tales"  # what users call the next
 CALIBRATION = _TEXTS / "calibration.txt"
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from plm_edge.kinds.norm import rms_norm
 from plm_edge.kinds.recorder import CacheRows, Recorder, Weight
+from plm_edge.kinds.seen import Seen, unseen
 from plm_edge.spec import ModelSpec
 from plm_edge.tensor_row import TensorRow
 
@@ -51,7 +52,7 @@ TENSORS = (
 # without the low-rank query, which PLM does not have: q = W^Q h. The paper's c^KV is `latent` here,
 # k^R `rope_key`, W^UK and W^UV are rows of attn_kv_b. In each function x is (T, d_model), the
 # normed input of tokens 0..T-1, and `w` maps "attn_q", "attn_kv_a_mqa", "attn_kv_a_norm",
-# "attn_kv_b" and "attn_output" to the weights of one layer.
+# "attn_kv_b" and "attn_output" to the weights of one layer; `seen` is told what each multiplies.
 
 
 def rope_interleaved(x: Array, theta: float) -> Float64:
@@ -105,9 +106,11 @@ def up_projections(w: Mapping[str, Array], spec: ModelSpec) -> Iterator[tuple[Ar
         yield rows[: spec.nope], rows[spec.nope :]
 
 
-def expanded(x: Array, w: Mapping[str, Array], spec: ModelSpec) -> Float64:
+def expanded(x: Array, w: Mapping[str, Array], spec: ModelSpec, seen: Seen = unseen) -> Float64:
     """Attention as trained -> (T, d_model): a key and a value are built for every head."""
     latent, rope_key = cache_rows(x, w, spec)
+    for name, met in (("attn_q", x), ("attn_kv_a_mqa", x), ("attn_kv_b", latent)):
+        seen(name, met)
     heads = []
     for (q_nope, q_rope), (w_uk, w_uv) in zip(
         head_queries(x, w, spec), up_projections(w, spec), strict=True
@@ -116,7 +119,9 @@ def expanded(x: Array, w: Mapping[str, Array], spec: ModelSpec) -> Float64:
         key = np.concatenate([latent @ w_uk.T, rope_key], axis=-1)  # (T, nope + rope)
         value = latent @ w_uv.T  # (T, v_head)
         heads.append(causal_softmax(query @ key.T * softmax_scale(spec)) @ value)
-    output: Float64 = np.concatenate(heads, axis=-1) @ w["attn_output"].T
+    mixed = np.concatenate(heads, axis=-1)
+    seen("attn_output", mixed)
+    output: Float64 = mixed @ w["attn_output"].T
     return output
 
 
