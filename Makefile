@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PEERS  := .venv-peers
 WHEELS := .venv-wheels
-WHEEL_TOOLS := build auditwheel ziglang==0.17.1
+WHEEL_TOOLS := build auditwheel setuptools ziglang==0.17.1
 NATIVE := plm_edge/native/libplm_edge.so
 SOURCES := $(wildcard plm_edge/native/*.c plm_edge/native/*.h) plm_edge/native/build.py
 
@@ -64,7 +64,7 @@ $(PEERS)/.installed: pyproject.toml setup.py
 
 $(WHEELS)/.installed: Makefile
 	test -d $(WHEELS) || $(PYTHON) -m venv $(WHEELS)
-	$(WHEELS)/bin/pip install --quiet $(WHEEL_TOOLS)
+	$(WHEELS)/bin/pip install --quiet --upgrade $(WHEEL_TOOLS)
 	@touch $@
 
 clean:  ## remove the environments and what was compiled

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 import plm_edge
 from plm_edge import devices
@@ -186,36 +188,41 @@ class Sandbox:
         return sorted(path.name for path in (*base.iterdir(), *around))
 
 
-def termux(folder):
+class Termux(Sandbox):
     """Termux' layout of paths; pkg adds what is asked for to the packages that dpkg knows."""
-    packages = folder / "packages"
-    recorded = {
-        "dpkg": f'[ "$1" != -s ] || {{ grep -qx "$2" {packages} && '
-        "echo Status: install ok installed; }",
-        "pkg": f'shift 2; for name; do echo "$name" >>{packages}; done',
-        "termux-wake-lock": "",
-        "termux-wake-unlock": "",
-    }
-    sandbox = Sandbox(folder, f"{TERMUX}/usr/bin", f"{TERMUX}/home", recorded)
-    packages.write_text("python\n")
-    sandbox.env["PREFIX"] = str(sandbox.bin.parent)
-    sandbox.program = sandbox.bin / "plm-edge"
-    sandbox.say("uname", "aarch64")
-    return sandbox
+
+    def __init__(self, folder):
+        listed = folder / "packages"
+        recorded = {
+            "dpkg": f'[ "$1" != -s ] || {{ grep -qx "$2" {listed} && '
+            "echo Status: install ok installed; }",
+            "pkg": f'shift 2; for name; do echo "$name" >>{listed}; done',
+            "termux-wake-lock": "",
+            "termux-wake-unlock": "",
+        }
+        super().__init__(folder, f"{TERMUX}/usr/bin", f"{TERMUX}/home", recorded)
+        listed.write_text("python\n")
+        self.env["PREFIX"] = str(self.bin.parent)
+        self.program = self.bin / "plm-edge"
+        self.say("uname", "aarch64")
+
+    def packages(self):
+        return (self.folder / "packages").read_text().split()
 
 
-def raspberry_pi(folder):
+class RaspberryPi(Sandbox):
     """A home on a Raspberry Pi."""
-    recorded = {"sudo": 'exec "$@"', "apt-get": "", "loginctl": "", "systemctl": "", "cp": ""}
-    sandbox = Sandbox(folder, "usr/bin", "home/pi", recorded)
-    sandbox.program = sandbox.home / ".local/bin/plm-edge"
-    sandbox.say("uname", "aarch64")
-    return sandbox
+
+    def __init__(self, folder):
+        recorded = {"sudo": 'exec "$@"', "apt-get": "", "loginctl": "", "systemctl": "", "cp": ""}
+        super().__init__(folder, "usr/bin", "home/pi", recorded)
+        self.program = self.home / ".local/bin/plm-edge"
+        self.say("uname", "aarch64")
 
 
 DEVICES = {
-    "termux": (termux, "plm_edge-0.0.{}.tar.gz"),
-    "raspberry_pi": (raspberry_pi, "plm_edge-0.0.{}-py3-none-manylinux_2_17_aarch64.whl"),
+    "termux": (Termux, "plm_edge-0.0.{}.tar.gz"),
+    "raspberry_pi": (RaspberryPi, "plm_edge-0.0.{}-py3-none-manylinux_2_17_aarch64.whl"),
 }
 
 
@@ -325,7 +332,7 @@ def test_run_chats_with_the_bundle_it_lies_in(device):
 
 
 def test_a_32_bit_system_under_a_64_bit_kernel_is_refused(tmp_path, bundles):
-    sandbox = raspberry_pi(tmp_path / "pi")
+    sandbox = RaspberryPi(tmp_path / "pi")
     sandbox.say("getconf", "32")
     done = sandbox.run(bundles["rpi"] / "install.sh")
     assert done.returncode == 6
@@ -333,7 +340,7 @@ def test_a_32_bit_system_under_a_64_bit_kernel_is_refused(tmp_path, bundles):
 
 
 def test_an_old_python_is_refused(tmp_path, bundles):
-    sandbox = raspberry_pi(tmp_path / "pi")
+    sandbox = RaspberryPi(tmp_path / "pi")
     sandbox.record(
         sandbox.bin / "python3",
         'case "$*" in *version_info*) exit 1 ;; --version) echo Python 3.9.2 ;; esac',
@@ -344,7 +351,7 @@ def test_an_old_python_is_refused(tmp_path, bundles):
 
 
 def test_a_missing_venv_comes_from_apt(tmp_path, bundles):
-    sandbox = raspberry_pi(tmp_path / "pi")
+    sandbox = RaspberryPi(tmp_path / "pi")
     package = tmp_path / "x_aarch64.whl"
     package.touch()
     sandbox.record(
@@ -358,7 +365,7 @@ def test_a_missing_venv_comes_from_apt(tmp_path, bundles):
 
 @pytest.mark.parametrize(("bits", "slow"), [("0x0", False), ("0x50000", False), ("0x50005", True)])
 def test_a_throttled_raspberry_pi_is_named(tmp_path, bundles, bits, slow):
-    sandbox = raspberry_pi(tmp_path / "pi")
+    sandbox = RaspberryPi(tmp_path / "pi")
     package = tmp_path / "x_aarch64.whl"
     package.touch()
     sandbox.run(bundles["rpi"] / "install.sh", package)
@@ -369,7 +376,7 @@ def test_a_throttled_raspberry_pi_is_named(tmp_path, bundles, bits, slow):
 
 
 def test_the_service_is_set_up_for_the_user(tmp_path, bundles):
-    sandbox = raspberry_pi(tmp_path / "pi")
+    sandbox = RaspberryPi(tmp_path / "pi")
     sandbox.record(sandbox.bin / "cp", f'exec {shutil.which("cp")} "$@"')
     package = tmp_path / "x_aarch64.whl"
     package.touch()
@@ -395,7 +402,7 @@ def test_a_bundle_on_shared_storage_is_copied_once(tmp_path, bundles):
     shared = tmp_path / "storage/emulated/0/Download/model"
     shutil.copytree(bundles["android"], shared)
     (shared / "install.sh").write_text(text.replace("/storage/*", f"{tmp_path}/storage/*"))
-    sandbox = termux(tmp_path / "phone")
+    sandbox = Termux(tmp_path / "phone")
     package = tmp_path / "plm_edge-0.0.1.tar.gz"
     package.touch()
     assert sandbox.run(shared / "install.sh", package).returncode == 0
@@ -413,7 +420,7 @@ def test_a_bundle_on_shared_storage_is_copied_once(tmp_path, bundles):
 
 
 def test_a_chat_that_android_ends_says_why_and_lets_the_phone_sleep(tmp_path, bundles):
-    sandbox = termux(tmp_path / "phone")
+    sandbox = Termux(tmp_path / "phone")
     package = tmp_path / "plm_edge-0.0.1.tar.gz"
     package.touch()
     sandbox.run(bundles["android"] / "install.sh", package)
@@ -425,8 +432,40 @@ def test_a_chat_that_android_ends_says_why_and_lets_the_phone_sleep(tmp_path, bu
     assert [call.split()[0] for call in sandbox.calls][-1] == "termux-wake-unlock"
 
 
+def test_the_source_compiles_with_clang_alone_and_chats(tmp_path, bundles):
+    """The real pip, compiler and package; what pip would download is found in this checkout's."""
+    (source,) = sorted((ROOT / "dist").glob("plm_edge-*.tar.gz"))[-1:] or [None]
+    site = "lib/python{}.{}/site-packages".format(*sys.version_info)
+    found = [ROOT / ".venv-wheels" / site, Path(typer.__file__).parents[1]]
+    if source is None or not found[0].exists():
+        pytest.skip("no source distribution in dist/; `make wheels` packs it")
+    if not shutil.which("clang"):
+        pytest.skip("clang is not installed (Debian: clang)")
+    sandbox = Termux(tmp_path / "phone")
+    sandbox.record(sandbox.bin / "python3", f'exec {sys.executable} "$@"')
+    for name in ("clang", "ld"):
+        (sandbox.bin / name).symlink_to(shutil.which(name))
+    sandbox.env |= {
+        "PYTHONPATH": ":".join(map(str, found)),
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",  # pip's way to say: without
+        "TMPDIR": str(tmp_path),
+    }
+    shutil.copytree(bundles["android"], sandbox.home / "demo")
+    shutil.copy(source, sandbox.home)
+    done = sandbox.run("demo/install.sh")
+    assert done.returncode == 0, done
+    assert "Building wheel for plm-edge" in done.stderr
+    assert sandbox.packages() == ["python", "python-pip", "python-numpy", "clang"]
+    (library,) = sandbox.home.glob(".local/share/plm-edge/venv-*/lib/*/*/plm_edge/native/*.so")
+    assert b"clang" in library.read_bytes()
+    done = sandbox.run("demo/run.sh", "-p", "Tell me a tale", "-n", "8")
+    assert done.returncode == 0, done
+    assert len(done.stdout.split()) > 3
+
+
 def test_outside_termux_it_says_so(tmp_path, bundles):
-    sandbox = raspberry_pi(tmp_path / "pi")
+    sandbox = RaspberryPi(tmp_path / "pi")
     done = sandbox.run(bundles["android"] / "install.sh")
     assert done.returncode == 6
     assert "expected Termux, found no pkg or no $PREFIX" in done.stderr
