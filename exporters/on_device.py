@@ -43,8 +43,11 @@ _MAKE = "made by: make wheels (in the source of plm-edge, into dist/)"
 
 
 def write_device_files(folder: Path, plan: Plan, name: str) -> Iterator[BundleFile]:
-    """Write them where the plan's target has scripts; none for others."""
-    scripts = _folder(plan.target)
+    """Write them where the plan's target has scripts; none for others.
+
+    What another runtime runs there (`plan.backend`) is not installed by them.
+    """
+    scripts = _folder(plan.target) if plan.backend == "native" else None
     if scripts is None:
         return
     for file in SCRIPTS:

@@ -90,8 +90,9 @@ def test_a_bundle_brings_its_scripts_and_five_lines(bundles, target, folder, pac
     assert names == {"model.gguf", "README.txt", *SCRIPTS}
 
 
-def test_another_device_gets_the_model_alone(tmp_path):
-    manifest = plm_edge.export("demo", target="host", out=tmp_path / "out")
+@pytest.mark.parametrize(("target", "layout"), [("host", "latent"), ("rpi", "deepseek2")])
+def test_another_device_or_runtime_gets_the_model_alone(tmp_path, target, layout):
+    manifest = plm_edge.export("demo", target=target, layout=layout, out=tmp_path / "out")
     assert [file.name for file in manifest.files] == ["model.gguf"]
 
 
