@@ -210,7 +210,7 @@ def test_plan_and_devices(inside: Run, bundle_of: Bundles) -> None:
     assert "(also: rpi, rpi5)" in inside("devices").out
     assert "rpi5-4gb" in json.loads(inside("devices", "list", "--json").out)["names"]
     assert json.loads(inside("devices", "show", "rpi", "--json").out)["performance_cores"] == 4
-    assert "memory.usable" in inside("devices", "detect").out
+    assert "memory.usable" in inside("devices", "show", "host").out
 
 
 @pytest.mark.parametrize(("quant", "cache"), [("Q8_0", "q8_0"), ("q8_0", "Q8_0")])

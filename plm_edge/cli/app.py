@@ -17,6 +17,7 @@ import plm_edge
 from plm_edge.cli.bench import command as bench
 from plm_edge.cli.chat import command as chat
 from plm_edge.cli.devices import app as devices
+from plm_edge.cli.doctor import command as doctor
 from plm_edge.cli.eval import command as evaluate
 from plm_edge.cli.export import command as export
 from plm_edge.cli.inspect import command as inspect
@@ -106,6 +107,7 @@ app.command("export")(export)
 app.command("chat")(chat)
 app.command("plan")(plan)
 app.add_typer(devices, name="devices")
+app.command("doctor")(doctor)
 app.command("bench")(bench)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect)

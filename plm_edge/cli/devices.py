@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
+
+from plm_edge.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from plm_edge.devices import DeviceProfile
@@ -48,11 +53,47 @@ def show(
 
 
 @app.command("detect")
-def detect(as_json: Json = False) -> None:
-    """What this machine offers to a program now."""
+def detect(
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write a profile to this .toml file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What this machine offers to a program now; its bandwidth and kernels are measured."""
     from plm_edge import devices
+    from plm_edge.cli.measure import measured_host
 
-    _print(devices.detect(), as_json)
+    _check_out(out)
+    profile = measured_host(devices.detect())
+    if out is not None:
+        _write(out, profile)
+    _print(profile, as_json)
+
+
+def _check_out(out: Path | None) -> None:
+    """Before anything is measured."""
+    if out is None:
+        return
+    if out.suffix != ".toml":
+        raise UsageError(f"-o: expected a file that ends in .toml, found {out.name!r}")
+    if out.exists():
+        raise OutputError(f"{out} is there already; choose another name or remove it")
+
+
+def _write(out: Path, profile: DeviceProfile) -> None:
+    from plm_edge.atomic import write_atomic
+    from plm_edge.devices import board
+    from plm_edge.devices.profile import write_profile
+
+    memory = f"{-(-profile.ram_bytes >> 30)} GB"
+    named = replace(profile, name=f"{board.model(Path('/')) or 'this machine'}, {memory}")
+    text = write_profile(named).encode()
+
+    def write(file: BinaryIO) -> None:
+        file.write(text)
+
+    write_atomic(out, write)
+    print(f"wrote {out}; plan for it: plm-edge plan MODEL --target {out}", file=sys.stderr)
 
 
 def _print(profile: DeviceProfile, as_json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,6 +41,7 @@ def command(
 ) -> None:
     """Plan a model on a device from its config alone; nothing is written."""
     from plm_edge import devices
+    from plm_edge.cli.measure import measured
     from plm_edge.cli.prepare import spec_to_plan
     from plm_edge.explain import level, report
     from plm_edge.plan import make_plan
@@ -68,7 +69,7 @@ def command(
     profile = devices.load(target)
     plan = plan_on(profile)
     if target == HOST:
-        profile = measured(profile, spec, plan)
+        profile = measured(profile, spec, [plan])
     choices = report(plan, spec, profile, asked)
     if as_json:
         speed = estimate(plan, spec, profile)
@@ -79,21 +80,6 @@ def command(
     for choice in choices:
         print("\n".join(choice.lines(explain)))
     print(f"{'file':10}{_file(model, target)}, {plan.budget.weights:,} bytes of weights")
-
-
-def measured(profile: DeviceProfile, spec: ModelSpec, plan: Plan) -> DeviceProfile:
-    """The profile of this machine with what its kernels reach now on that plan."""
-    from plm_edge.exporters.synth_vocabulary import made_up_vocabulary
-    from plm_edge.runtime import probe
-    from plm_edge.tokenizer import Tokenizer
-
-    rates = probe.measure(spec, plan, Tokenizer(made_up_vocabulary(0)))
-    return replace(
-        profile,
-        read_bytes_per_s=rates.read_bytes_per_s,
-        step_bytes_per_s={plan.quant: rates.step_bytes_per_s},
-        attend_mac_per_s={plan.cache_type: rates.attend_mac_per_s},
-    )
 
 
 def _file(model: str, target: str) -> str:
