@@ -39,6 +39,7 @@ ISA_FLAGS = {
     "avx512_super.c": AVX512,
     "avx512_super_units.c": AVX512,
     "neon_dotprod.c": ["-march=armv8.2-a+dotprod"],
+    "neon_dotprod_super.c": ["-march=armv8.2-a+dotprod"],
     "neon_i8mm.c": ["-march=armv8.2-a+dotprod+i8mm"],
     "neon_smmla.c": ["-march=armv8.2-a+dotprod+i8mm"],
 }
@@ -57,9 +58,11 @@ ISA_MACHINES = {
     "avx512_super_units.c": X86,
     "neon.c": ARM,
     "neon_dotprod.c": ARM,
+    "neon_dotprod_super.c": ARM,
     "neon_floats.c": ARM,
     "neon_i8mm.c": ARM,
     "neon_smmla.c": ARM,
+    "neon_super.c": ARM,
     "neon_vectors.c": ARM,
 }
 # Sets that older compilers do not know: without them isa.c is told so and leaves the set out.

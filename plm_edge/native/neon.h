@@ -146,6 +146,15 @@ added_rows_of neon_add_f32, neon_add_f16, neon_add_bf16, neon_add_q8_0, neon_add
 units_of neon_units_f32, neon_units_f16, neon_units_bf16;
 unit_rows_of neon_unit_rows_f32, neon_unit_rows_f16, neon_unit_rows_bf16, neon_unit_rows_q8_0, neon_unit_rows_q4_0;
 
+/* Q4_K and Q6_K: neon_super.c, neon_dotprod_super.c. */
+typedef void part_units_of(const uint8_t *super, int32_t width, int32_t part, const float *a, float *y);
+typedef void part_rows_of(const uint8_t *super, int32_t width, int32_t part, int32_t first, int32_t last, float *w);
+tile_of neon_tile_q4_k, neon_tile_q6_k, dotprod_tile_q4_k, dotprod_tile_q6_k;
+row_of neon_row_q4_k, neon_row_q6_k, dotprod_row_q4_k, dotprod_row_q6_k;
+added_rows_of neon_add_q4_k, neon_add_q6_k;
+part_units_of neon_part_q4_k, neon_part_q6_k, dotprod_part_q4_k, dotprod_part_q6_k;
+part_rows_of neon_part_rows_q4_k, neon_part_rows_q6_k;
+
 void neon_mix(const float *a, const uint8_t *which, int32_t count, const float *w, int32_t n, float *y);
 float neon_dot(const float *a, const float *b, int32_t n);
 void neon_add(float a, const float *x, int32_t n, float *y);
@@ -163,14 +172,19 @@ typedef void panel_of(const int16_t *panel, const float *scales, int32_t blocks,
     .tile[PLM_F32] = neon_tile_f32, .tile[PLM_F16] = neon_tile_f16, .tile[PLM_BF16] = neon_tile_bf16,           \
     .row[PLM_F32] = neon_row_f32, .row[PLM_F16] = neon_row_f16, .row[PLM_BF16] = neon_row_bf16,                 \
     .add_rows = {neon_add_f32, neon_add_f16, neon_add_bf16, neon_add_q8_0, neon_add_q4_0,                       \
-                 plm_scalar_add_q4_k, plm_scalar_add_q6_k},                                                     \
-    .tile[PLM_Q4_K] = plm_scalar_tile_q4_k, .tile[PLM_Q6_K] = plm_scalar_tile_q6_k,                             \
-    .row[PLM_Q4_K] = plm_scalar_row_q4_k, .row[PLM_Q6_K] = plm_scalar_row_q6_k, PLM_SCALAR_PARTS,               \
+                 neon_add_q4_k, neon_add_q6_k},                                                                 \
+    .part_rows = {[PLM_Q4_K] = neon_part_rows_q4_k, [PLM_Q6_K] = neon_part_rows_q6_k},                          \
     .units[PLM_F32] = neon_units_f32, .units[PLM_F16] = neon_units_f16, .units[PLM_BF16] = neon_units_bf16,     \
     .unit_rows = {neon_unit_rows_f32, neon_unit_rows_f16, neon_unit_rows_bf16, neon_unit_rows_q8_0,             \
                   neon_unit_rows_q4_0},                                                                         \
     .mix = neon_mix, .pack = neon_pack, .pack_halves = neon_pack_halves, .weigh = neon_weigh,                   \
     .exps = neon_exps, .dot = neon_dot, .add = neon_add, .widen = neon_widen
+
+/* Rows of a table: Q4_K and Q6_K as that set has them. */
+#define NEON_SUPER(set)                                                                                         \
+    .tile[PLM_Q4_K] = set##_tile_q4_k, .tile[PLM_Q6_K] = set##_tile_q6_k,                                       \
+    .row[PLM_Q4_K] = set##_row_q4_k, .row[PLM_Q6_K] = set##_row_q6_k,                                           \
+    .part_units = {[PLM_Q4_K] = set##_part_q4_k, [PLM_Q6_K] = set##_part_q6_k}
 
 /* What the later sets take from the earlier ones: neon.c, neon_vectors.c, neon_dotprod.c. */
 row_of neon_row_q8_0, dotprod_row_q4_0;

@@ -164,6 +164,7 @@ static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t 
 const plm_isa plm_neon_dotprod = {
     .name = "neon-dotprod",
     NEON_SHARED,
+    NEON_SUPER(dotprod),
     .weave = neon_weave,
     .panel = neon_panel,
     .tile[PLM_Q8_0] = tile_q8_0,

@@ -96,6 +96,7 @@ static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t 
 const plm_isa plm_neon_i8mm = {
     .name = "neon-i8mm",
     NEON_SHARED,
+    NEON_SUPER(dotprod),
     .weave = smmla_weave,
     .panel = smmla_panel,
     .tile[PLM_Q8_0] = smmla_tile_q8_0,

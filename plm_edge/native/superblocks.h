@@ -1,4 +1,4 @@
-/* Superblocks in tiles and groups, and the scalar functions on them, which sets without their own take over.
+/* Superblocks in tiles and groups, and the scalar functions on them.
  *
  * A tile, 256 columns of 16 rows; "group g" is bytes 4 g .. 4 g + 3 of each of the rows, 64 bytes:
  *   Q4_K, 2304 bytes  36 groups: d and dmin | the twelve bytes: 3 | q: 32
@@ -51,10 +51,5 @@ void plm_scalar_part_rows_q4_k(const uint8_t *super, int32_t width, int32_t part
                                float *w);
 void plm_scalar_part_rows_q6_k(const uint8_t *super, int32_t width, int32_t part, int32_t first, int32_t last,
                                float *w);
-
-/* Rows of a table: the parts as the scalar set has them. */
-#define PLM_SCALAR_PARTS                                                                           \
-    .part_units = {[PLM_Q4_K] = plm_scalar_part_q4_k, [PLM_Q6_K] = plm_scalar_part_q6_k},          \
-    .part_rows = {[PLM_Q4_K] = plm_scalar_part_rows_q4_k, [PLM_Q6_K] = plm_scalar_part_rows_q6_k}
 
 #endif
