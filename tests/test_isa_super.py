@@ -9,7 +9,8 @@ from test_isa import OTHERS, SETS, random_x, same_bits, within
 
 from plm_edge.arrangements import arrange
 from plm_edge.formats import dequantize, format_of
-from plm_edge.native.kernels import find_isa, set_for
+from plm_edge.native import kernels
+from plm_edge.native.kernels import find_isa, kernels_of, set_for
 
 FORMATS = ("Q4_K", "Q6_K")
 COLS = (256, 512, 1280)
@@ -246,3 +247,9 @@ def test_a_set_says_whose_kernels_it_has():
         assert set_for(isa, "Q8_0") == name
         assert set_for(isa, "Q4_K") in SETS[: SETS.index(name) + 1]
     assert set_for(find_isa("scalar")[1], "Q6_K") == "scalar"
+
+
+def test_what_a_set_leaves_to_another_is_said(monkeypatch):
+    assert kernels_of("scalar", ["Q4_K", "F32"]) == "scalar"
+    monkeypatch.setattr(kernels, "set_for", lambda _isa, fmt: "x" if fmt == "Q6_K" else "scalar")
+    assert kernels_of("scalar", ["Q4_0", "Q6_K"]) == "scalar (Q6_K: x)"

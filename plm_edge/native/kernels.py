@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ctypes import (
     POINTER,
     Structure,
@@ -322,6 +322,14 @@ def set_for(isa: int, fmt: str) -> str:
     name.restype, name.argtypes = c_char_p, (c_void_p,)
     found: bytes = name(function(isa, FORMAT_CODES[fmt]))
     return found.decode()
+
+
+def kernels_of(name: str, formats: Iterable[str]) -> str:
+    """The set, and in brackets which formats it leaves to an earlier one: "x (Q4_K: y)"."""
+    isa = find_isa(name)[1]
+    others = {fmt: set_for(isa, fmt) for fmt in formats if fmt in FORMAT_CODES}
+    left = [f"{fmt}: {other}" for fmt, other in others.items() if other != name]
+    return f"{name} ({', '.join(left)})" if left else name
 
 
 def aligned(size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:

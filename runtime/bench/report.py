@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from plm_edge.native.kernels import kernels_of
 from plm_edge.runtime.bench.case import Result, Setting
 
 FORMATS = ("md", "json", "csv")
@@ -91,10 +92,12 @@ def _number(value: float | None, unit: float, digits: int) -> str:
 
 def _sentence(facts: Mapping[str, Any], results: Sequence[Result]) -> str:
     model, machine = facts["model"], facts["machine"]
+    isa, formats = results[0].setting.isa, model["formats"].replace(", head ", " ").split()
+    kernels = kernels_of(isa, formats) if isa else "unknown"
     parts = [
         f"{model['name']}: {model['formats']}, layout {model['layout']}, "
         f"{model['weight_bytes'] / 2**20:,.0f} MiB",
-        f"{machine['cpu']}, {machine['cores']} cores, kernels {results[0].setting.isa}",
+        f"{machine['cpu']}, {machine['cores']} cores, kernels {kernels}",
         f"plm-edge {facts['plm_edge']}",
         *([f"llama-cpp-python {facts['llama_cpp']}"] if facts["llama_cpp"] else []),
         f"medians of {len(results[0].seconds)} runs",
