@@ -107,7 +107,7 @@ def files(full: Path, folder: Path) -> Iterator[tuple[str, Path]]:
             llama_quantize(full, out, file_type, given)
             yield f"llama.cpp {file_type}{name}", out
     # As many bits as llama.cpp's Q4_K_M has, and what it has without the wide tensors.
-    largest = _matrix_bits(folder / "llama-Q4_K_M.gguf")
+    largest = matrix_bits(folder / "llama-Q4_K_M.gguf")
     for name, how in (
         ("ours Q4_0, rounded", {"quant": "Q4_0"}),
         ("ours Q4_0, fitted", {"quant": "Q4_0", "calibration": "tales"}),
@@ -123,7 +123,7 @@ def files(full: Path, folder: Path) -> Iterator[tuple[str, Path]]:
         yield name, out / MODEL_FILE
 
 
-def _matrix_bits(file: Path) -> float:
+def matrix_bits(file: Path) -> float:
     """Bits of a weight of a file's matrices, rounded down."""
     matrices = [t for t in gguf.GGUFReader(file).tensors if len(t.shape) == 2]
     bits = 8 * sum(int(t.n_bytes) for t in matrices) / sum(int(t.n_elements) for t in matrices)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str 
 
 def write_tiny_tokenizer(folder: Path) -> None:
     """A Qwen2-like byte-level BPE: 256 bytes, 60 merges of English, the three ChatML specials."""
-    merges = _merges()
+    write_tokenizer(folder, _merges())
+
+
+def write_tokenizer(folder: Path, merges: Sequence[tuple[str, str]]) -> None:
+    """The files of a Qwen2-like tokenizer with these merges, the first merged first."""
     tokens = [*sorted(_byte_letters().values()), *(a + b for a, b in merges)]
     added = [
         {"id": len(tokens) + k, "content": text, "single_word": False, "lstrip": False,

@@ -22,14 +22,18 @@ def llama_quantize(
     file_type: str,
     imatrix: Mapping[str, NDArray[np.float32]] | None = None,
     threads: int = 1,
+    pure: bool = False,
 ) -> None:
-    """Write `out` from a GGUF file of floats; `imatrix`: mean squares of inputs by tensor."""
+    """Write `out` from a GGUF file of floats; `imatrix`: mean squares of inputs by tensor.
+
+    `threads` 0: as many as there are. `pure`: all matrices in that type.
+    """
     from llama_cpp import llama_cpp as lib
 
     silent = lib.llama_log_callback(lambda level, text, data: None)
     lib.llama_log_set(silent, ctypes.c_void_p(0))
     params = lib.llama_model_quantize_default_params()
-    params.nthread, params.ftype = threads, FILE_TYPES[file_type]
+    params.nthread, params.ftype, params.pure = threads, FILE_TYPES[file_type], pure
     entries = (lib.llama_model_imatrix_data * (len(imatrix or {}) + 1))()  # the last has no name
     kept = {
         name: np.ascontiguousarray(values, np.float32) for name, values in (imatrix or {}).items()
