@@ -44,7 +44,7 @@ def level(plan: Plan, profile: DeviceProfile) -> str:
 def report(
     plan: Plan, spec: ModelSpec, profile: DeviceProfile, asked: Collection[str] = ()
 ) -> list[Choice]:
-    """Every choice with its reasons; `asked` names the fields that the user decided."""
+    """Every choice with its reasons; `asked` names what the user decided, or "formats": the file."""
     return [
         Choice(
             "device", plan.target, (f"its memory: {profile.sources.get('ram_bytes', 'given')}",)
@@ -129,6 +129,8 @@ def _quant(plan: Plan, spec: ModelSpec, asked: Collection[str]) -> Choice:
     head = plan.formats[head_name(spec)]
     if "quant" in asked:
         why = "as asked"
+    elif "formats" in asked:
+        why = "the blocks of a GGUF file stay as they are"
     elif plan.quant == QUANTS[0]:
         why = f"the first of {', '.join(QUANTS)}, and it leaves room for the whole context"
     elif "context" in asked or plan.n_ctx == spec.n_ctx_train:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from plm_edge import devices
+from plm_edge.cli.prepare import to_plan
 from plm_edge.explain import expanded_bytes, level, report
 from plm_edge.exporters.synth import SHAPES
 from plm_edge.layouts import file_tensors
@@ -172,3 +173,16 @@ def test_an_estimate_is_marked_as_one():
         "tokens",
         said,
     )
+
+
+def test_a_bundle_is_planned_with_its_own_numbers_and_a_folder_from_its_config(
+    bundle_of, checkpoint_of, tmp_path
+):
+    spec, formats = to_plan(str(bundle_of("blocks", "Q8_0")))
+    assert formats["blk.0.ffn_up.weight"] == "Q8_0"
+    assert make_plan(spec, BOARD, formats=formats).quant == "Q8_0"
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "config.json").write_bytes((checkpoint_of("blocks") / "config.json").read_bytes())
+    assert to_plan(str(alone)) == (spec, None)
+    assert to_plan("plm-1.8b") == (PLM, None)

@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import TINY_SHAPES, write_tiny_checkpoint
 
 from plm_edge.checkpoint import hub
 from plm_edge.checkpoint.hub import choose_gguf, resolve_model
-from plm_edge.errors import FileFormatError, OutputError, UnsupportedError, UsageError
+from plm_edge.cli import prepare
+from plm_edge.errors import DoesNotFit, FileFormatError, OutputError, UnsupportedError, UsageError
+from plm_edge.spec import ModelSpec
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,40 @@ def test_what_the_cache_holds_works_offline(cache: Path) -> None:
     assert resolve_model("some-org/files:q8_0", offline=True) == snapshot / "m-Q8_0.gguf"
     with pytest.raises(UsageError, match=r"name one: some-org/files:Q8_0"):
         resolve_model("some-org/files", offline=True)
+
+
+def test_a_hub_id_is_told_from_files_and_paths(tmp_path: Path) -> None:
+    assert hub.is_hub_id("some-org/model")
+    assert not hub.is_hub_id("some-org/model:Q8_0")
+    assert not hub.is_hub_id("demo")
+    (tmp_path / "some-org").mkdir()
+    assert not hub.is_hub_id(str(tmp_path / "some-org"))
+
+
+def test_what_does_not_fit_is_told_before_weights_are_downloaded(
+    cache: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = write_tiny_checkpoint(tmp_path_factory.mktemp("hf"), TINY_SHAPES["plain"])
+    snapshot = cached(cache, "some-org/model", "config.json")
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").write_bytes((made / "config.json").read_bytes())
+    asked = []
+    real = hub.resolve_model
+
+    def watched(model: str, offline: bool = False, config_only: bool = False) -> Path:
+        asked.append(config_only)
+        return real(model, offline, config_only)
+
+    monkeypatch.setattr(hub, "resolve_model", watched)
+
+    def check(spec: ModelSpec) -> None:
+        raise DoesNotFit(f"{spec.layers} layers")
+
+    with pytest.raises(DoesNotFit, match="layers"):
+        prepare.find("some-org/model", True, check)
+    assert asked == [True]
+    assert prepare.to_plan("some-org/model", True)[0].layers == TINY_SHAPES["plain"].layers
+    assert asked == [True, True]
 
 
 def test_offline_says_what_to_do(cache: Path) -> None:

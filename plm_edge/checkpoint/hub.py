@@ -65,6 +65,12 @@ def resolve_model(model: str, offline: bool = False, config_only: bool = False) 
     return _snapshot(hub, repo, offline, ["config.json"] if config_only else _FILES)
 
 
+def is_hub_id(model: str) -> bool:
+    """Whether it names a repository of the hub, not of GGUF files, and nothing here."""
+    named = _HUB_ID.fullmatch(model)
+    return named is not None and named[2] is None and _local(model) is None
+
+
 def _local(model: str) -> Path | None:
     try:
         path = Path(model).expanduser()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from plm_edge.bundle import Manifest
+    from plm_edge.spec import ModelSpec
 
 
 def command(
@@ -61,15 +62,20 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier bundle.")] = False,
 ) -> None:
     """Export a model for a device."""
+    from plm_edge import devices
     from plm_edge.cli.calibrate import export
     from plm_edge.cli.prepare import find
     from plm_edge.cli.progress import Progress, Steps
     from plm_edge.exporters import default_folder
+    from plm_edge.plan import make_plan
+
+    def check(spec: ModelSpec) -> None:
+        make_plan(spec, devices.load(target), quant, layout, n_ctx, cache_type, pure=pure)
 
     progress = Progress("export")
     with Steps() as steps:
         manifest = export(
-            find(model, ctx.obj),
+            find(model, ctx.obj, check if bits is None else None),
             target,
             out,
             quant=quant,

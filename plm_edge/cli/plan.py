@@ -42,14 +42,15 @@ def command(
     """Plan a model on a device from its config alone; nothing is written."""
     from plm_edge import devices
     from plm_edge.cli.measure import measured
-    from plm_edge.cli.prepare import spec_to_plan
+    from plm_edge.cli.prepare import to_plan
     from plm_edge.explain import level, report
     from plm_edge.plan import make_plan
     from plm_edge.speed import estimate
 
-    spec = spec_to_plan(model, ctx.obj)
+    spec, formats = to_plan(model, ctx.obj)
     chosen = {
         "quant": quant,
+        "formats": formats,
         "layout": layout,
         "context": n_ctx,
         "cache": cache_type,
@@ -60,7 +61,7 @@ def command(
 
     def plan_on(profile: DeviceProfile) -> Plan:
         wishes = quant, layout, n_ctx, cache_type, threads, isa, pure
-        return make_plan(spec, profile, *wishes)
+        return make_plan(spec, profile, *wishes, formats=None if quant else formats)
 
     if target is None:
         rows = [_row(name, model, spec, plan_on) for name in devices.names() if name != HOST]

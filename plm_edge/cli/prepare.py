@@ -66,7 +66,7 @@ def prepare(
     """
     from plm_edge.bundle import read_bundle
 
-    found = find(model, offline)
+    found = find(model, offline, _fits_here)
     if found.suffix == ".onnx" and found.is_file():
         found = found.parent
         read_bundle(found)  # says what is missing
@@ -82,6 +82,14 @@ def prepare(
         files = Files(file_format)
         export(str(found), "host", folder, quant=quant, files=files, force=True, progress=progress)
     return folder
+
+
+def _fits_here(spec: ModelSpec) -> None:
+    """Raises DoesNotFit where no export for this machine would."""
+    from plm_edge import devices
+    from plm_edge.plan import make_plan
+
+    make_plan(spec, devices.detect())
 
 
 def _format_of(checkpoint: Path) -> str:
@@ -148,24 +156,38 @@ def _model_file(path: Path) -> Path:
     return path / MODEL_FILE if path.is_dir() else path
 
 
-def find(model: str, offline: bool = False) -> Path:
-    """The folder or file that `model` means; a hub id is downloaded, unless offline."""
-    from plm_edge.checkpoint.hub import resolve_model
+def find(
+    model: str, offline: bool = False, check: Callable[[ModelSpec], object] | None = None
+) -> Path:
+    """The folder or file that `model` means; a hub id is downloaded, unless offline.
 
+    `check` sees the spec of a hub id before its weights are downloaded, and may raise.
+    """
+    from plm_edge.checkpoint.hub import is_hub_id, resolve_model
+
+    if check is not None and is_hub_id(model):
+        check(spec_of(resolve_model(model, offline, config_only=True)))
     return resolve_model(model, offline)
 
 
-def spec_to_plan(model: str, offline: bool = False) -> ModelSpec:
-    """The spec of what a user names, weights or not; of a hub id only the config is downloaded.
+def to_plan(model: str, offline: bool = False) -> tuple[ModelSpec, dict[str, str] | None]:
+    """The spec of what a user names, weights or not, and the formats of a GGUF file or bundle.
 
-    Besides models, the name of a shape that `synth` knows.
+    Of a hub id only the config is downloaded. Besides models, the name of a shape that `synth`
+    knows.
     """
+    from plm_edge import head_screen
     from plm_edge.checkpoint.hub import resolve_model
     from plm_edge.exporters.synth import SHAPES
 
     if model in SHAPES and not Path(model).exists():
-        return SHAPES[model].spec
-    return spec_of(resolve_model(model, offline, config_only=True))
+        return SHAPES[model].spec, None
+    found = resolve_model(model, offline, config_only=True)
+    file = _model_file(found)
+    if not file.is_file() or file.suffix != ".gguf":
+        return spec_of(found), None
+    _, spec, formats = described(file)
+    return spec, {name: fmt for name, fmt in formats.items() if name not in head_screen.FORMATS}
 
 
 def spec_of(found: Path) -> ModelSpec:
