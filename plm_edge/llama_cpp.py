@@ -57,6 +57,21 @@ def smaller_layout(spec: ModelSpec, formats: Mapping[str, str], n_ctx: int) -> s
 
     That has to fit, and is what the last token reads. "latent" where neither can say the model.
     """
+    sizes = _sizes(spec, formats, n_ctx)
+    return min(sizes, key=lambda layout: sizes[layout]) if sizes else "latent"
+
+
+def layout_on_cpu(
+    spec: ModelSpec, formats: Mapping[str, str], n_ctx: int, usable_bytes: int
+) -> str:
+    """Plm where it fits: there llama.cpp is faster on a CPU at every context (docs/layouts.md)."""
+    if _sizes(spec, formats, n_ctx).get("plm", usable_bytes) < usable_bytes:
+        return "plm"
+    return smaller_layout(spec, formats, n_ctx)
+
+
+def _sizes(spec: ModelSpec, formats: Mapping[str, str], n_ctx: int) -> dict[str, int]:
+    """Bytes of weights and cache in the layouts that can say the model."""
     sizes = {}
     for layout in LAYOUTS:
         try:
@@ -64,7 +79,7 @@ def smaller_layout(spec: ModelSpec, formats: Mapping[str, str], n_ctx: int) -> s
         except UnsupportedError:
             continue
         sizes[layout] = weights + cache_bytes(layout, spec, "f16", n_ctx)
-    return min(sizes, key=lambda layout: sizes[layout]) if sizes else "latent"
+    return sizes
 
 
 def layers_that_fit(target: str, spec: ModelSpec, plan: Plan) -> int:

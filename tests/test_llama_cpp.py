@@ -11,7 +11,13 @@ from tiny import TINY_SHAPES, write_tiny_checkpoint
 import plm_edge
 from plm_edge import devices
 from plm_edge.exporters.synth import SHAPES
-from plm_edge.llama_cpp import cache_bytes, layout_for
+from plm_edge.llama_cpp import (
+    cache_bytes,
+    layers_that_fit,
+    layout_for,
+    layout_on_cpu,
+    smaller_layout,
+)
 from plm_edge.plan import make_plan
 from plm_edge.quant_plan import choose_formats
 
@@ -50,6 +56,27 @@ def test_others_get_latent_and_what_cannot_be_said_is_left_out() -> None:
     assert layout_for(CARD, untied, choose_formats(untied, "Q4_0"), 256) == "deepseek2"
     other_eps = replace(PLM, latent_eps=1e-5)
     assert layout_for(CARD, other_eps, formats, 4096) == "latent"
+
+
+def test_a_cpu_gets_plm_where_it_fits() -> None:
+    formats = choose_formats(PLM, "Q4_0")
+    assert smaller_layout(PLM, formats, 4096) == "deepseek2"
+    assert layout_on_cpu(PLM, formats, 4096, 3 << 30) == "plm"
+    assert layout_on_cpu(PLM, formats, 4096, 2 << 30) == "deepseek2"
+    untied = replace(PLM, tied=False)
+    assert layout_on_cpu(untied, choose_formats(untied, "Q4_0"), 256, 9 << 30) == "deepseek2"
+
+
+def test_layers_go_to_the_card_that_was_planned_for_as_far_as_they_fit() -> None:
+    plan = make_plan(PLM, CARD, "Q8_0")
+    assert layers_that_fit(CARD.name, PLM, plan) == 33
+    assert layers_that_fit("a machine of no profile", PLM, plan) == 33
+    larger = replace(plan, budget=replace(plan.budget, cache=12 << 30))
+    weights = plan.budget.weights - 151936 * 2048 // 32 * 34
+    each = (weights + larger.budget.cache) / 32
+    room = CARD.usable_bytes - plan.budget.scratch
+    assert larger.budget.cache + plan.budget.weights > room
+    assert layers_that_fit(CARD.name, PLM, larger) == pytest.approx(room / each, abs=1)
 
 
 def test_an_export_for_a_card(tmp_path: Path) -> None:

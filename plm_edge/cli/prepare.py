@@ -103,19 +103,28 @@ def _format_of(checkpoint: Path) -> str:
 def for_backend(
     path: Path, backend: str, n_ctx: int | None = None, progress: Progress | None = None
 ) -> Path:
-    """The bundle or .gguf file, for llama.cpp in a layout that it runs.
+    """The bundle or .gguf file, for llama.cpp in the layout that it runs best here.
 
-    The one that is smaller with the cache of the whole context, made in the cache folder.
+    What is in none of its layouts is laid out again, in the cache folder.
     """
     if backend != "llama":
         return path
-    from plm_edge.llama_cpp import LAYOUTS, smaller_layout
+    from plm_edge import devices
+    from plm_edge.llama_cpp import LAYOUTS, layout_on_cpu, smaller_layout
+    from plm_edge.runtime.llama_engine import can_offload, check_installed
+
+    check_installed("backend llama")
 
     file = _model_file(path)
     found, spec, formats = described(file)
     if found in LAYOUTS:
         return path
-    return in_layout(path, smaller_layout(spec, formats, n_ctx or spec.n_ctx_train), progress)
+    n_ctx = n_ctx or spec.n_ctx_train
+    if can_offload():
+        layout = smaller_layout(spec, formats, n_ctx)
+    else:
+        layout = layout_on_cpu(spec, formats, n_ctx, devices.detect().usable_bytes)
+    return in_layout(path, layout, progress)
 
 
 def in_layout(path: Path, layout: str, progress: Progress | None = None) -> Path:
