@@ -70,6 +70,15 @@ def kept_format(name: str) -> str:
     return name.replace("attn_kv_b", "attn_v_b")
 
 
+def model_formats(stored: Mapping[str, str]) -> dict[str, str]:
+    """Formats of the model's tensors, from those of the file's; others are left as they are."""
+    return {
+        name.replace("attn_v_b", "attn_kv_b"): fmt
+        for name, fmt in stored.items()
+        if not name.endswith(("attn_k_b.weight", "ffn_gate.weight"))
+    }
+
+
 def wide(fmt: str) -> str:
     """The format of attn_k_b: its blocks would run across those of attn_kv_b."""
     return fmt if format_of(fmt).block == 1 else "F16"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from plm_edge import deepseek2, head_screen
 from plm_edge.errors import FileFormatError
 from plm_edge.formats import FORMATS
@@ -46,6 +48,11 @@ def tensors_of(file: GgufFile, spec: ModelSpec) -> tuple[Layout, dict[str, FileT
             f"{', '.join(extra[:3])}; export the model again"
         )
     return layout, tensors
+
+
+def formats_of(tensors: Mapping[str, FileTensor]) -> dict[str, str]:
+    """Canonical name -> format of what `tensors_of` found, in whatever layout."""
+    return deepseek2.model_formats({name: tensor.format for name, tensor in tensors.items()})
 
 
 def _format(file: GgufFile, layout: Layout, info: TensorInfo) -> str:

@@ -16,7 +16,7 @@ from plm_edge.errors import DoesNotFit, PlmEdgeError, UnsupportedError, short
 from plm_edge.ggml_types import ggml_type
 from plm_edge.gguf_file import GgufFile, GgufTensor
 from plm_edge.gguf_spec import spec_from_gguf
-from plm_edge.gguf_tensors import tensors_of
+from plm_edge.gguf_tensors import formats_of, tensors_of
 from plm_edge.plan import Plan, cache_layout, plan_of_file, replan_for_load
 from plm_edge.spec import ModelSpec
 
@@ -118,7 +118,7 @@ def inspect(path: Path) -> Inspection:
             spec = spec_from_gguf(file)
             found, stored = tensors_of(file, spec)
             layout = found.name
-            formats = {tensor.name: tensor.format for tensor in stored.values()}
+            formats = formats_of(stored)
             weights = sum(tensor.nbytes for tensor in stored.values())
             targets = [
                 (name, _on(spec, name, layout, formats, weights)) for name in devices.names()

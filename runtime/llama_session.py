@@ -14,7 +14,7 @@ from plm_edge.cache_layout import CacheType
 from plm_edge.errors import FileFormatError, UnsupportedError, UsageError
 from plm_edge.gguf_file import GgufFile
 from plm_edge.gguf_spec import spec_from_gguf
-from plm_edge.gguf_tensors import tensors_of
+from plm_edge.gguf_tensors import formats_of, tensors_of
 from plm_edge.llama_cpp import CACHE_TYPES, FLASH_ATTENTION, LAYOUTS, cache_bytes
 from plm_edge.runtime.any_session import AnySession, Logits
 from plm_edge.runtime.llama_engine import Context, Setting, Weights
@@ -41,7 +41,7 @@ class LlamaModel:
                     f"{path.name}: expected layout {' or '.join(LAYOUTS)} for llama.cpp, found "
                     f"{self.layout.name}; export the model with --layout deepseek2"
                 )
-            self.formats = {tensor.name: tensor.format for tensor in tensors.values()}
+            self.formats = formats_of(tensors)
             self.weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
             self.tokenizer = Tokenizer.from_gguf(file.metadata)
             if self.tokenizer.n_tokens > self.spec.vocab:

@@ -60,7 +60,7 @@ class AsLlamaReads(Reference):
         super().__init__(GgufWeights(path).spec, {})
         self._file = numbers(path)
 
-    def _layer(self, i: int) -> dict[str, NDArray[Any]]:
+    def layer_weights(self, i: int) -> dict[str, NDArray[Any]]:
         prefix = f"blk.{i}."
         w: dict[str, NDArray[Any]] = {
             name.split(".")[2]: values
@@ -257,3 +257,12 @@ def test_inspect_says_what_it_costs(bundle_of: Bundles, quant: str) -> None:
     assert shown.spec is not None
     kept = [cache_bytes(layout, shown.spec, "f16", 256) / 256 for layout in PAIR]
     assert even == more // (kept[0] - kept[1])
+
+
+def test_the_formats_are_those_of_the_model(bundle_of: Bundles) -> None:
+    """By the model's own names, which the planner asks for."""
+    from plm_edge.cli.prepare import described
+
+    plm, deepseek2 = (described(bundle_of("plm", "Q8_0", layout) / MODEL_FILE) for layout in PAIR)
+    assert [plm[0], deepseek2[0]] == list(PAIR)
+    assert deepseek2[1:] == plm[1:]

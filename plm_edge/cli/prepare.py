@@ -150,7 +150,7 @@ def described(file: Path) -> tuple[str, ModelSpec, dict[str, str]]:
     """Layout, spec and formats (by canonical name) of a GGUF file."""
     from plm_edge.gguf_file import GgufFile
     from plm_edge.gguf_spec import spec_from_gguf
-    from plm_edge.gguf_tensors import tensors_of
+    from plm_edge.gguf_tensors import formats_of, tensors_of
 
     opened = GgufFile.open(file)
     try:
@@ -158,7 +158,7 @@ def described(file: Path) -> tuple[str, ModelSpec, dict[str, str]]:
         layout, tensors = tensors_of(opened, spec)
     finally:
         opened.close()
-    return layout.name, spec, {name: tensor.format for name, tensor in tensors.items()}
+    return layout.name, spec, formats_of(tensors)
 
 
 def _model_file(path: Path) -> Path:
