@@ -121,7 +121,7 @@ def export(
             return write(source)
         ids = Tokenizer.from_hf(checkpoint.tokenizer_files).encode(fitting.text)
         fitted = Fitted(checkpoint, fitting, ids)
-        formats = None if bits is None else fitted.mix(bits)
+        formats = None if bits is None else fitted.mix(bits, files.mixed)
         source = replace(source, packed_rows=fitted.packed_rows)
         return write(source, formats, fitted.report_json)
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from plm_edge.cache_layout import CacheType
 from plm_edge.errors import UsageError
 from plm_edge.exporters import onnx
+from plm_edge.exporters.quantize.fitted import MIXED
 
+ONNX_BLOCKS = ("Q4_0", "Q8_0")  # that ONNX files have
 FILE_FORMATS = ("gguf", "onnx", "both")
 
 
@@ -34,6 +36,11 @@ class Files:
     def onnx(self) -> bool:
         """Whether there are ONNX files."""
         return self.file_format != "gguf"
+
+    @property
+    def mixed(self) -> tuple[str, ...]:
+        """The formats that a mix may be made of."""
+        return ONNX_BLOCKS if self.onnx else MIXED
 
     @property
     def cache_type(self) -> CacheType | None:

@@ -19,8 +19,10 @@ from plm_edge.bundle import MODEL_FILE
 from plm_edge.checkpoint import open_checkpoint
 from plm_edge.cli.calibrate import export
 from plm_edge.errors import NumericalError
+from plm_edge.exporters.files import Files
 from plm_edge.exporters.quantize.blocks import BLOCKS, Q4K, fit_line
 from plm_edge.exporters.quantize.feedback import Factor, damped, factor
+from plm_edge.exporters.quantize.fitted import Fitted, Fitting
 from plm_edge.exporters.quantize.mix import Choice, least_loss
 from plm_edge.exporters.quantize.moments import Moments
 from plm_edge.exporters.quantize.rows import quantize_rows
@@ -361,6 +363,16 @@ def test_a_mix_keeps_its_size_and_spends_it_well(peaked: Path, tmp_path: Path) -
     assert losses[0] > 1.5 * losses[1] > 1.5 * losses[2]
 
 
+def test_a_mix_may_be_kept_to_some_formats(peaked: Path) -> None:
+    """Those that ONNX files have."""
+    with open_checkpoint(peaked) as checkpoint:
+        ids = Tokenizer.from_hf(peaked).encode(TEXT)
+        fitted = Fitted(checkpoint, Fitting(TEXT, Reference.from_checkpoint), ids)
+        formats = fitted.mix(6.5, Files("onnx").mixed)
+        assert set(formats.values()) == {"F32", "Q4_0", "Q8_0"}
+        assert set(Files("gguf").mixed) > {"Q4_K", "Q6_K"}
+
+
 def test_the_same_text_gives_the_same_bytes(peaked: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text(TEXT)
     for out in ("one", "two"):
@@ -386,6 +398,7 @@ def test_the_command(inside: Run, peaked: Path, tmp_path: Path) -> None:
     (["--bits", "4.2"], 2, "--bits of 4.50 to 16 for this model, found 4.2"),
     (["--bits", "5", "--quant", "Q4_0"], 2, "--bits or --quant"),
     (["--bits", "nan"], 2, "found nan"),
+    (["--bits", "5", "--pure"], 2, "--bits or --pure"),
     (["--bits", "5", "--calibration", "{short}"], 2, "at least 171 tokens"),
     (["--calibration", "none.txt"], 4, "check --calibration"),
 ])  # fmt: skip

@@ -97,8 +97,8 @@ class Fitted:
         except NumericalError as why:
             raise NumericalError(f"{name}, {why}; choose another format or checkpoint") from None
 
-    def mix(self, bits: float) -> dict[str, str]:
-        """Canonical name -> format: the least KL at `bits` a weight, as measured.
+    def mix(self, bits: float, among: Sequence[str] = MIXED) -> dict[str, str]:
+        """Canonical name -> format of `among`: the least KL at `bits` a weight, as measured.
 
         Raises UsageError where the formats there are cannot be that small.
         """
@@ -106,13 +106,13 @@ class Fitted:
         fixed = {n: "F32" for n, info in table.items() if not info.quantize}
         matrices = {n: info for n, info in table.items() if info.quantize}
         values = sum(int(np.prod(info.shape)) for info in matrices.values())
-        sizes = {name: _sizes(info) for name, info in matrices.items()}
+        sizes = {name: _sizes(info, among) for name, info in matrices.items()}
         least = 8 * sum(min(ways.values()) for ways in sizes.values()) / values
         if not least <= bits <= _MOST_BITS:
             raise UsageError(
                 f"expected --bits of {least:.2f} to {_MOST_BITS:g} for this model, found {bits:g}"
             )
-        self._kl = self._losses()
+        self._kl = self._losses(among)
         choices = {
             name: tuple(
                 Choice(fmt, nbytes, self._kl.get(name, {}).get(fmt, 0.0))
@@ -124,7 +124,7 @@ class Fitted:
         assert found is not None
         return fixed | {name: way.format for name, way in found.items()}
 
-    def _losses(self) -> dict[str, dict[str, float]]:
+    def _losses(self, among: Sequence[str]) -> dict[str, dict[str, float]]:
         """Name -> format -> KL: sensitivities times errors."""
         width = min(PROBE_WINDOW, self._spec.n_ctx_train, len(self._rest))
         windows = _windows(self._rest, width)[:PROBE_WINDOWS]
@@ -134,7 +134,7 @@ class Fitted:
         # The head last: its inputs are known when the layers have run.
         for name in sorted(can_probe(self._spec), key=lambda name: not name.startswith("blk.")):
             step(f"errors: {name}")
-            errors[name] = self._errors(name)
+            errors[name] = self._errors(name, among)
         per_error = {name: kl / errors[name][""] for name, kl in measured.items()}
         all_of_them = between(self._spec, per_error)
         return {
@@ -142,13 +142,13 @@ class Fitted:
             for name, found in errors.items()
         }
 
-    def _errors(self, name: str) -> dict[str, float]:
+    def _errors(self, name: str, among: Sequence[str]) -> dict[str, float]:
         """Format -> error of the fitted rows of a sample; "" of the probe's."""
         rows = self._sample(name)
         fitted = self._factor(name)
         moment = self._moment(name)
         found = {"": _power(probed(rows) - rows, moment)}
-        for fmt in MIXED:
+        for fmt in among:
             if format_of(fmt).fits(rows.shape[1]):
                 stored = dequantize(fmt, quantize_rows(fmt, rows, fitted), rows.shape[1])
                 found[fmt] = _power(stored - rows, moment)
@@ -195,10 +195,10 @@ def _power(rows: Float32, moment: Float32 | None) -> float:
     return float((product * rows).sum(dtype=np.float64))
 
 
-def _sizes(info: TensorInfo) -> dict[str, int]:
+def _sizes(info: TensorInfo, among: Sequence[str]) -> dict[str, int]:
     """Format -> bytes: the ways to store a matrix."""
     rows, cols = info.shape
-    ways = sorted({fitting_format(info, fmt) for fmt in MIXED})
+    ways = sorted({fitting_format(info, fmt) for fmt in among})
     return {fmt: rows * format_of(fmt).row_bytes(cols) for fmt in ways}
 
 

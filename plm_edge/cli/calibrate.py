@@ -59,6 +59,8 @@ def export(
     check_head(head)
     if bits is not None and quant is not None:
         raise UsageError(f"expected --bits or --quant, found both ({bits:g} and {quant}); use one")
+    if bits is not None and pure:
+        raise UsageError("expected --bits or --pure, found both: a mix has the head that it finds")
     screened, fitted = head == "screened", calibration is not None or bits is not None
     file = CALIBRATION if calibration in (None, TALES) else Path(calibration or "")
     text = read_text(file, "--calibration") if screened or fitted else ""
