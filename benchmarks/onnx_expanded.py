@@ -1,0 +1,170 @@
+"""The same model as ONNX exporters write it: keys and values of every head are cached.
+
+For benchmarks/onnx_speed.py. All blocks but attention, and all weights but kv_b, are those of
+exporters/onnx; kv_b is one product, from latents to keys and values, rounded as in the GGUF file.
+
+    past_key_values.3.key   (B, H, past, nope + rope) ─► Concat ─► present.3.key
+    past_key_values.3.value (B, H, past, v_head)      ─► Concat ─► present.3.value
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper
+
+from plm_edge import onnx_names as names
+from plm_edge.exporters.onnx import arrays, model
+from plm_edge.exporters.onnx.caches import Frame, Halves
+from plm_edge.exporters.onnx.graph import Graph
+from plm_edge.exporters.onnx.products import Products
+from plm_edge.exporters.onnx.store import Store
+from plm_edge.exporters.source import PackedRows
+from plm_edge.kinds.mla import softmax_scale
+
+KV_B = "kv_b.data"
+
+
+class ExpandedStore(Store):
+    """A store whose kv_b is one matrix a layer, in a file beside the others."""
+
+    def __init__(self, store: Store, fmt: str) -> None:
+        super().__init__(store.spec, store.formats, store.standard)
+        spec, self.fmt = store.spec, fmt
+        rows = spec.heads * (spec.nope + spec.v_head)
+        wanted = [
+            array
+            for name in map(kv_b, range(spec.layers))
+            for array in arrays.matrix(name, fmt, rows, spec.rank, store.standard)
+        ]
+        self.extra = {array.name: array for array in arrays.place(wanted)}
+        self.arrays |= self.extra
+        self.formats = {**store.formats, **{kv_b(i): fmt for i in range(spec.layers)}}
+
+    def initializer(self, name: str) -> TensorProto:
+        tensor = super().initializer(name)
+        if name in self.extra:
+            tensor.external_data[0].value = KV_B
+        return tensor
+
+    def write_kv_b(self, path: Path, packed_rows: PackedRows) -> None:
+        with path.open("wb") as file:
+            for i in range(self.spec.layers):
+                rows = self.spec.heads * (self.spec.nope + self.spec.v_head)
+                packed = packed_rows(kv_b(i), self.fmt, 0, rows)
+                parts = {kv_b(i): packed}
+                if self.fmt in arrays.BITS:
+                    q, scales = arrays.integers(self.fmt, packed, self.standard)
+                    parts = {f"{kv_b(i)}.q": q, f"{kv_b(i)}.scales": scales}
+                for name, data in parts.items():
+                    file.seek(self.arrays[name].offset)
+                    file.write(np.ascontiguousarray(data).data)
+
+
+def kv_b(layer: int) -> str:
+    return f"blk.{layer}.attn_kv_b.weight"
+
+
+def write_expanded(
+    store: Store, fmt: str, bundle: Path, out: Path, packed_rows: PackedRows
+) -> Path:
+    """The expanded graph beside the weights of a bundle; returns its path."""
+    expanded = ExpandedStore(store, fmt)
+    os.link(bundle / names.DATA, out / names.DATA)
+    expanded.write_kv_b(out / KV_B, packed_rows)
+    path = out / "expanded.onnx"
+    path.write_bytes(build(expanded).SerializeToString())
+    return path
+
+
+def build(store: ExpandedStore) -> ModelProto:
+    spec, g = store.spec, Graph()
+    p, halves = Products(g, store), Halves(store.spec)
+    with g.scope("frame"):
+        frame = halves.frame(g)
+        mask = g.op("Transpose", frame.mask, name="mask_by_head", perm=[0, 2, 1, 3])
+    x = model.embedding(p)
+    for i in range(spec.layers):
+        with g.scope(f"layers.{i}"):
+            x = _attention(p, frame, mask, i, x)
+            x = model.feed_forward(p, i, x)
+    model.head(p, halves, frame, x)
+    widths = spec.nope + spec.rope, spec.v_head
+
+    def rows(ends: object, length: str) -> list[object]:
+        return [
+            helper.make_tensor_value_info(
+                name, TensorProto.FLOAT, ["batch", spec.heads, length, width]
+            )
+            for i in range(spec.layers)
+            for name, width in zip(ends(i), widths, strict=True)
+        ]
+
+    initializers = [*g.constants.values(), *(store.initializer(name) for name in g.used)]
+    inputs, outputs = halves.inputs()[:3], halves.outputs()[:1]
+    graph = helper.make_graph(
+        g.nodes, "expanded", [*inputs, *rows(names.past, "past")],
+        [*outputs, *rows(names.present, "total")], initializers, value_info=g.noted,
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", model.OPSET), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=11)
+
+
+def _attention(p: Products, frame: Frame, mask: str, i: int, x: str) -> str:
+    g, spec, blk = p.g, p.store.spec, f"blk.{i}."
+    with g.scope("attention"):
+        h = model.norm(g, x, blk + "attn_norm.weight", spec.eps, "norm")
+        query = _query(p, frame, blk, h)  # (B, H, T, nope + rope)
+        key, value = _keys_and_values(p, frame, blk, h)
+        cached = [
+            g.op("Concat", before, fresh, name=after, output=after, axis=2)
+            for before, fresh, after in zip(
+                names.past(i), (key, value), names.present(i), strict=True
+            )
+        ]
+        turned = g.op("Transpose", cached[0], name="turned", perm=[0, 1, 3, 2])
+        scores = g.op("MatMul", query, turned, name="scores")  # (B, H, T, S)
+        weights = g.op("Softmax", g.op("Add", scores, mask, name="masked"), name="softmax", axis=-1)
+        mixed = g.op("MatMul", weights, cached[1], name="mixed")  # (B, H, T, v_head)
+        by_token = g.op("Transpose", mixed, name="by_token", perm=[0, 2, 1, 3])
+        joined = g.op("Reshape", by_token, g.ints(-1, spec.heads * spec.v_head), name="heads")
+        return g.op("Add", x, p.linear(blk + "attn_output.weight", joined, "output"), name="sum")
+
+
+def _heads(g: Graph, frame: Frame, x: str, name: str, heads: int) -> str:
+    """(N, H, k) or (B, T, H * k) -> (B, H, T, k)."""
+    flat = g.op("Reshape", x, frame.tokens, name=f"{name}_flat")
+    split = g.op("Reshape", flat, g.ints(0, 0, heads, -1), name=f"{name}_split")
+    return g.op("Transpose", split, name=f"{name}_heads", perm=[0, 2, 1, 3])
+
+
+def _query(p: Products, frame: Frame, blk: str, h: str) -> str:
+    g, spec = p.g, p.store.spec
+    q = p.linear(blk + "attn_q.weight", h, "q")
+    by_head = g.op("Reshape", q, g.ints(-1, spec.heads, spec.nope + spec.rope), name="q_rows")
+    plain, rotary = g.split(by_head, (spec.nope, spec.rope), 2, "q_parts")
+    turned = model.turn(g, frame, rotary, spec.heads, "q_rope")
+    parts = [
+        _heads(g, frame, plain, "q_plain", spec.heads),
+        _heads(g, frame, turned, "q_rotary", spec.heads),
+    ]
+    query = g.op("Concat", *parts, name="query", axis=3)
+    return g.op("Mul", query, g.number(softmax_scale(spec)), name="query_scaled")
+
+
+def _keys_and_values(p: Products, frame: Frame, blk: str, h: str) -> tuple[str, str]:
+    g, spec = p.g, p.store.spec
+    kv_a = p.linear(blk + "attn_kv_a_mqa.weight", h, "kv_a")
+    latent, rope_key = g.split(kv_a, (spec.rank, spec.rope), 1, "kv_a_parts")
+    latent = model.norm(g, latent, blk + "attn_kv_a_norm.weight", spec.latent_eps, "latent_norm")
+    kv = p.linear(blk + "attn_kv_b.weight", latent, "kv_b")
+    by_head = _heads(g, frame, kv, "kv", spec.heads)
+    plain, value = g.split(by_head, (spec.nope, spec.v_head), 3, "kv_parts")
+    turned = model.turn(g, frame, rope_key, 1, "key")  # (B, T, rope)
+    shared = g.op("Unsqueeze", turned, g.ints(1), name="key_shared")
+    shape = g.op("Shape", plain, name="key_shape", start=0, end=3)
+    shape = g.op("Concat", shape, g.ints(spec.rope), name="key_spread_shape", axis=0)
+    spread = g.op("Expand", shared, shape, name="key_spread")
+    return g.op("Concat", plain, spread, name="key", axis=3), value
