@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -25,6 +27,7 @@ from plm_edge.checkpoint import open_checkpoint  # noqa: E402
 from plm_edge.errors import (  # noqa: E402
     ContextOverflow,
     FileFormatError,
+    Interrupted,
     UnsupportedError,
     UsageError,
 )
@@ -306,3 +309,75 @@ def test_int4_of_the_demo_is_near_its_own_weights(tmp_path: Path) -> None:
             mean += kl(reference.logits(ids[start : start + 512]), got) / 4
     # activations of 8 bits: a hundred times what 16-bit ones cost, and far below the bar of 1e-2
     assert 1e-6 < mean < 1e-3
+
+
+# ---------------------------------------------------------------- memory, interrupts, packages
+
+STEP_AT_4096 = """
+import sys
+import numpy as np
+from plm_edge.runtime import load
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
+session = load(sys.argv[1], "onnx", n_ctx=4096, threads=1)
+session._rows[:] = 0.01
+session._ids = [1] * 4090
+session.step(1)
+before = peak()
+for _ in range(4):
+    session.step(1)
+print(before, peak())
+"""
+
+
+def test_memory_at_4096_tokens_does_not_grow_with_heads(tmp_path: Path) -> None:
+    peaks = []
+    for heads in (4, 64):
+        spec = replace(
+            TINY_SHAPES["plain"], heads=heads, rank=256, v_head=4, rope=4, n_ctx_train=4096
+        )
+        folder = write_tiny_checkpoint(tmp_path / f"{heads}", spec)
+        export(str(folder), out=tmp_path / f"{heads}-out", quant="F32", files=Files("onnx"))
+        code = [sys.executable, "-c", STEP_AT_4096, str(tmp_path / f"{heads}-out")]
+        peaks.append([int(word) for word in subprocess.check_output(code, text=True).split()])
+    weights = 64 * 60 * (20 + 4) * 4 * 2 + 2 * 60 * 20 * 256 * 4  # 60 more heads: W_q, W_o, kv_b
+    scores = 60 * 4096 * 4  # of them, in one layer
+    grown = peaks[1][1] - peaks[0][1]
+    # Products, masked, softmax; weights are in memory packed, and while they are packed. Keys and
+    # values of one layer would be 60 * (16 + 4 + 4) * 4096 * 4 = 23.6 MB, of both 47.2.
+    assert grown < 4 * scores + 3 * weights + 4_000_000
+    assert 4 * scores + 3 * weights + 4_000_000 < 2 * 60 * 24 * 4096 * 4
+
+
+def test_a_cancelled_call_leaves_the_session_as_it_was(onnx_bundle: Bundles) -> None:
+    with load(onnx_bundle("plm"), "onnx") as session:
+        session.prefill([1, 2])
+        bound = session._bound
+
+        def cancelled(ids: list[int], logits: Array) -> object:
+            session.cancel()
+            return bound(ids, logits)
+
+        session._bound = cancelled
+        with pytest.raises(Interrupted):
+            session.step(3)
+        assert session.ids == (1, 2)
+        session._bound = bound
+        session.step(3)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_missing_package_is_said_in_a_line(
+    package: str, onnx_bundle: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = onnx_bundle("plm")
+    monkeypatch.setitem(sys.modules, package, None)
+    act = {
+        "onnx": lambda: export("demo", out=tmp_path / "out", files=Files("onnx")),
+        "onnxruntime": lambda: load(folder, "onnx"),
+    }[package]
+    with pytest.raises(UnsupportedError, match=f"expected the package {package}") as error:
+        act()
+    assert "pip install" in str(error.value)
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -200,3 +202,21 @@ def test_a_vocabulary_survives_the_files_of_hugging_face(tmp_path: Path) -> None
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json"))
     ours = json.loads(written["tokenizer.json"])
     assert theirs.get_vocab_size() == len(ours["model"]["vocab"]) + len(ours["added_tokens"])
+
+
+def test_inspect_shows_graphs_weights_and_cache(bundle: Path) -> None:
+    def said(*words: str) -> str:
+        program = Path(sys.executable).with_name("plm-edge")
+        return subprocess.check_output([program, "inspect", bundle, *words], text=True)
+
+    spec, size = TINY_SHAPES["blocks"], (bundle / names.DATA).stat().st_size
+    text = said("--tensors", "--keys")
+    assert "model.onnx: opset 23, com.microsoft 1;" in text
+    assert f"weights  {size:,} bytes" in text
+    assert f"cache    {4 * (spec.rank + spec.rope)} bytes a token and layer" in text
+    assert "in  float32 past_key_values.1.value (batch, 1, past, 64)" in text
+    shown = json.loads(said("--json"))["onnx"]
+    arrays = shown["arrays"]
+    assert len({(a["offset"], a["length"]) for a in arrays}) == len(arrays)
+    assert size - 4096 * len(arrays) < sum(a["length"] for a in arrays) <= size
+    assert [graph["file"] for graph in shown["graphs"]] == [names.MODEL, names.IN_PLACE]

@@ -29,20 +29,31 @@ def command(
 ) -> None:
     """Show what a model file holds, its cache, and what each device would need."""
     from plm_edge.bundle import MODEL_FILE, read_bundle
+    from plm_edge.cli.inspect_onnx import lines as onnx_lines
     from plm_edge.cli.prepare import prepare
     from plm_edge.cli.progress import Progress
     from plm_edge.inspection import inspect
+    from plm_edge.onnx_inspection import inspect_onnx
 
     found = prepare(file, Progress("export"), ctx.obj)
+    onnx = None
     if found.is_dir():
         read_bundle(found)
+        onnx = inspect_onnx(found)
         found = found / MODEL_FILE
-    shown = inspect(found)
+    shown = None if onnx is not None and not found.exists() else inspect(found)
     if as_json:
-        print(json.dumps(shown.to_dict(), indent=2))
+        files = {} if shown is None else shown.to_dict()
+        print(json.dumps(files | ({} if onnx is None else {"onnx": onnx.to_dict()}), indent=2))
         return
-    for line in (*_lines(shown), *_details(shown, tensors, keys)):
-        print(line)
+    if shown is not None:
+        for line in (*_lines(shown), *_details(shown, tensors, keys)):
+            print(line)
+    if onnx is not None:
+        if shown is None:
+            print(f"model    {_model(onnx.spec)}")
+        for line in onnx_lines(onnx, tensors, keys):
+            print(line)
 
 
 def _lines(shown: Inspection) -> Iterator[str]:
