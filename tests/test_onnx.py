@@ -110,6 +110,9 @@ def test_any_split_into_chunks_and_steps_is_the_whole(
         close(in_pieces(Growing(folder, batch), ids[:batch], ends), want[:batch], 1e-4)
         close(in_pieces(InPlace(folder, batch, 300), ids[:batch], ends), want[:batch], 1e-4)
     with load(folder, "onnx") as session:
+        last = session.prefill([int(i) for i in ids[0, : ends[-1]]])  # more than one chunk
+        close(last, want[0, ends[-1] - 1], 1e-4)
+        session.reset()
         starts = (0, *ends[:-1])
         for a, b in zip(starts, ends, strict=True):
             part = [int(i) for i in ids[0, a:b]]
