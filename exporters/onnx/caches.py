@@ -14,6 +14,7 @@ from onnx import TensorProto, ValueInfoProto, helper
 
 from plm_edge import onnx_names as names
 from plm_edge.exporters.onnx.graph import Graph
+from plm_edge.kinds.mla import softmax_scale
 from plm_edge.spec import ModelSpec
 
 HIDDEN = float(np.finfo(np.float32).min)  # added to the score of a row that must not be seen
@@ -53,7 +54,7 @@ class Cache(Protocol):
         ...
 
     def scores(self, g: Graph, cached: list[str], query: str, frame: Frame) -> str:
-        """Query (N, H, W) -> its products with each row (B, T, H, S)."""
+        """Query (N, H, W) -> its scaled products with each row (B, T, H, S)."""
         ...
 
     def mixed(self, g: Graph, cached: list[str], weights: str, frame: Frame) -> str:
@@ -83,6 +84,12 @@ def _mask(g: Graph, seen: str) -> str:
     """Seen (B, T, S) -> what is added to scores (B, T, 1, S)."""
     hidden = g.op("Where", seen, g.number(0.0), g.number(HIDDEN), name="hidden")
     return g.op("Unsqueeze", hidden, g.ints(2), name="mask")
+
+
+def _scaled_product(g: Graph, queries: str, rows: str, spec: ModelSpec, name: str) -> str:
+    """Scores, scaled for the softmax; as two nodes in a row, which onnxruntime makes one."""
+    products = g.op("MatMul", queries, rows, name=name)
+    return g.op("Mul", products, g.number(softmax_scale(spec)), name=f"{name}_scaled")
 
 
 class InPlace:
@@ -138,7 +145,7 @@ class InPlace:
     def scores(self, g: Graph, cached: list[str], query: str, frame: Frame) -> str:
         by_row = g.op("Reshape", query, frame.queries[0], name="query_rows")  # (B, T * H, W)
         turned = g.op("Transpose", cached[0], name="cache_turned", perm=[0, 2, 1])
-        products = g.op("MatMul", by_row, turned, name="products")  # (B, T * H, S)
+        products = _scaled_product(g, by_row, turned, self.spec, "products")  # (B, T * H, S)
         return g.op("Reshape", products, frame.scores, name="scores")
 
     def mixed(self, g: Graph, cached: list[str], weights: str, frame: Frame) -> str:
@@ -232,7 +239,7 @@ class Halves:
         for k, (part, half, shape) in enumerate(zip(parts, cached, frame.queries, strict=True)):
             by_row = g.op("Reshape", part, shape, name=f"query_rows.{k}")  # (B, 1, T * H, W / 2)
             turned = g.op("Transpose", half, name=f"cache_turned.{k}", perm=[0, 1, 3, 2])
-            made.append(g.op("MatMul", by_row, turned, name=f"products.{k}"))
+            made.append(_scaled_product(g, by_row, turned, self.spec, f"products.{k}"))
         both = g.op("Add", *made, name="products")
         return g.op("Reshape", both, frame.scores, name="scores")
 

@@ -14,7 +14,6 @@ from plm_edge.exporters.onnx.caches import Cache, Frame
 from plm_edge.exporters.onnx.graph import CONTRIB, Graph
 from plm_edge.exporters.onnx.products import Products
 from plm_edge.exporters.onnx.store import COSINES, SINES, Store
-from plm_edge.kinds.mla import softmax_scale
 from plm_edge.tensors import TENSORS_GLOBAL, head_name
 
 OPSET = 23  # the first with RMSNormalization and RotaryEmbedding
@@ -70,7 +69,7 @@ def attention(p: Products, cache: Cache, frame: Frame, i: int, x: str) -> str:
 
 
 def _query(p: Products, frame: Frame, blk: str, h: str) -> str:
-    """From h (N, d_model) what meets a cached row (N, H, W), scaled for the softmax."""
+    """From h (N, d_model) what meets a cached row (N, H, W)."""
     g, spec = p.g, p.store.spec
     q = p.linear(blk + "attn_q.weight", h, "q")
     by_head = g.op("Reshape", q, g.ints(-1, spec.heads, spec.nope + spec.rope), name="q_heads")
@@ -78,8 +77,7 @@ def _query(p: Products, frame: Frame, blk: str, h: str) -> str:
     absorbed = p.per_head(blk + "attn_k_b.weight", plain, (spec.heads, spec.nope, spec.rank), "k_b")
     turned = turn(g, frame, rotary, spec.heads, "q_rope")
     turned = g.op("Reshape", turned, g.ints(-1, spec.heads, spec.rope), name="q_turned")
-    query = g.op("Concat", absorbed, turned, name="query", axis=2)
-    return g.op("Mul", query, g.number(softmax_scale(spec)), name="query_scaled")
+    return g.op("Concat", absorbed, turned, name="query", axis=2)
 
 
 def _rows(p: Products, frame: Frame, blk: str, h: str) -> str:
