@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from plm_edge import head_screen
 from plm_edge.bundle import MANIFEST, MODEL_FILE, read_bundle
 from plm_edge.checkpoint.files import Signature
-from plm_edge.errors import UnsupportedError
+from plm_edge.errors import NumericalError, UnsupportedError
 from plm_edge.exporters.source import Source, quantizing
+from plm_edge.formats import check_finite
 from plm_edge.gguf_file import GgufFile
 from plm_edge.gguf_weights import GgufWeights
 from plm_edge.tensors import tensor_table
@@ -77,7 +78,12 @@ def from_gguf(file: Path) -> GgufSource:
 
     def packed_rows(tensor: str, fmt: str, start: int, stop: int) -> NDArray[np.uint8]:
         if fmt == formats[tensor]:
-            return weights.packed_rows(tensor, start, stop)
+            packed = weights.packed_rows(tensor, start, stop)
+            try:
+                check_finite(fmt, packed, start)
+            except NumericalError as why:
+                raise NumericalError(f"{file.name}: {tensor}, {why}; get the file again") from None
+            return packed
         return round_anew(tensor, fmt, start, stop)
 
     source = Source(

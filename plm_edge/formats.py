@@ -12,7 +12,8 @@
     Q6_K   256     210    f16 d, 16 parts of 16 values with an int8 scale
                           x = d * scale * (q - 32), q 6 bits
 
-Little-endian; native/quantize_k.h has the bits of Q4_K and Q6_K, which are read and not made here.
+Little-endian; native/quantize_k.h has the bits of Q4_K and Q6_K, which are read here; their scales
+are searched where they are made (exporters/quantize/).
 What a format cannot hold (NaN, an infinity, an f16 or a scale beyond 65,504) is
 refused with the number of its row and never stored as an infinity. The one place where the gguf
 package has no defined answer, a block whose largest |x| is below 3.8e-37, gives scale 0, quants 0.
@@ -37,6 +38,7 @@ class Format:
     ggml_type: int
     block: int
     block_bytes: int
+    halves: tuple[int, ...] = ()  # bytes of a block where an f16 begins
 
     def fits(self, cols: int) -> bool:
         """Whether a row of that many values is whole blocks."""
@@ -56,12 +58,12 @@ FORMATS = {
     row.name: row
     for row in (
         Format("F32", 0, 1, 4),
-        Format("F16", 1, 1, 2),
+        Format("F16", 1, 1, 2, (0,)),
         Format("BF16", 30, 1, 2),
-        Format("Q8_0", 8, 32, 34),
-        Format("Q4_0", 2, 32, 18),
-        Format("Q4_K", 12, 256, 144),
-        Format("Q6_K", 14, 256, 210),
+        Format("Q8_0", 8, 32, 34, (0,)),
+        Format("Q4_0", 2, 32, 18, (0,)),
+        Format("Q4_K", 12, 256, 144, (0, 2)),
+        Format("Q6_K", 14, 256, 210, (208,)),
     )
 }
 
@@ -109,3 +111,19 @@ def dequantize(fmt: str, data: NDArray[np.uint8], cols: int) -> NDArray[np.float
     if good != rows:
         raise NumericalError(f"row {good}: expected numbers of {fmt}, found NaN or infinity")
     return x
+
+
+def check_finite(fmt: str, data: NDArray[np.uint8], first_row: int = 0) -> None:
+    """Raises NumericalError naming the first of data's packed rows with a NaN or an infinity."""
+    form = format_of(fmt)
+    if form.halves:
+        words = data.view("<u2").reshape(len(data), -1, form.block_bytes // 2)
+        endless = [words[..., at // 2] & 0x7C00 == 0x7C00 for at in form.halves]
+        bad = np.logical_or.reduce(endless).any(axis=1)
+    elif fmt == "BF16":
+        bad = (data.view("<u2") & 0x7F80 == 0x7F80).any(axis=1)
+    else:
+        bad = ~np.isfinite(data.view("<f4")).all(axis=1)
+    if bad.any():
+        row = first_row + int(bad.argmax())
+        raise NumericalError(f"row {row}: expected numbers of {fmt}, found NaN or infinity")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from plm_edge import deepseek2, head_screen
 from plm_edge.errors import FileFormatError
 from plm_edge.formats import FORMATS
+from plm_edge.ggml_types import GGML_TYPES
 from plm_edge.gguf_file import GgufFile
 from plm_edge.layouts import LAYOUTS, FileTensor, Layout, file_tensors
 from plm_edge.spec import ModelSpec
@@ -72,9 +73,11 @@ def _format(file: GgufFile, layout: Layout, info: TensorInfo) -> str:
         else (tuple(FORMATS) if info.quantize else ("F32",))
     )
     if fmt not in can_be:
-        wanted = ", ".join(can_be)
+        wanted, cure = ", ".join(can_be), "export the model again"
+        if fmt is None and layout.name == "plm":
+            cure = "quantize it as Q4_K_M, Q6_K, Q8_0 or Q4_0"
         raise FileFormatError(
             f"{file.path.name}: expected {name} as {wanted}, found "
-            f"{fmt or f'ggml type {tensor.ggml_type}'}; export the model again"
+            f"{fmt or GGML_TYPES[tensor.ggml_type][0]}; {cure}"
         )
     return fmt

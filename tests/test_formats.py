@@ -9,7 +9,7 @@ from gguf import quants
 from numpy.typing import NDArray
 
 from plm_edge.errors import NumericalError, UnsupportedError, UsageError
-from plm_edge.formats import FORMATS, dequantize, format_of, quantize
+from plm_edge.formats import FORMATS, check_finite, dequantize, format_of, quantize
 
 NAMES = list(FORMATS)
 READ_ONLY = ("Q4_K", "Q6_K")
@@ -84,6 +84,22 @@ def test_the_comparison_would_notice_one_value(name):
 
 
 SCALES_AT = {"Q4_K": (0, 2), "Q6_K": (208,)}  # bytes of a block; others: 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_finite_is_found_without_unpacking(name):
+    form = format_of(name)
+    packed = np.zeros((5, 2 * max(form.block_bytes, 64)), np.uint8)
+    packed = packed[:, : packed.shape[1] // form.block_bytes * form.block_bytes].copy()
+    check_finite(name, packed)
+    for at in SCALES_AT.get(name, (0,)):
+        bent = packed.copy()
+        block = bent.reshape(5, -1, form.block_bytes)[3, -1]
+        block[at + 1 : at + 2] = 0x7C
+        if name in ("F32", "BF16"):
+            block[-2:] = 0x80, 0x7F
+        with pytest.raises(NumericalError, match=f"row 10: expected numbers of {name}"):
+            check_finite(name, bent, 7)
 
 
 @pytest.mark.parametrize("name", READ_ONLY)

@@ -61,17 +61,12 @@ EMBED = "model.embed_tokens.weight"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 TOY = """
 name = "Toy"
-isa = "scalar"
-ram_bytes = 67108864
-usable_bytes = 67108864
-cores = 1
-performance_cores = 1
-[source]
-isa = "x"
-ram_bytes = "x"
-usable_bytes = "x"
-cores = "x"
-performance_cores = "x"
+[memory]
+total = "64 MiB"
+usable = "64 MiB"
+[memory.source]
+total = "x"
+usable = "x"
 """
 
 
@@ -247,7 +242,7 @@ OUTPUTS: dict[str, tuple[Spoil, str, int, str]] = {
         text("a.toml", "[["), "-o new --target a.toml", 3, "a.toml",
     ),
     "quant": (nothing, "-o new --quant Q3_K", 6, "F32, F16, BF16, Q8_0, Q4_0 ... found 'Q3_K'"),
-    "layout": (nothing, "-o new --layout flat", 6, "latent, plm, found 'flat'"),
+    "layout": (nothing, "-o new --layout flat", 6, "latent, plm, deepseek2, found 'flat'"),
     "context above trained": (nothing, "-o new -c 129", 2, "129 tokens, expected 1..128"),
     "context 0": (nothing, "-o new -c 0", 2, "context of 0 tokens, expected 1..128"),
     "context -1": (nothing, "-o new -c -1", 2, "context of -1 tokens, expected 1..128"),
@@ -270,8 +265,9 @@ def test_models_that_cannot_be_exported(here: Path, refused: Callable[..., None]
     untied(here)
     refused("export untied --target rpi --layout plm -o new", 6, "layout plm: ... --layout latent")
     refused("export none --target rpi -o new", 2, "no file or folder 'none'; expected a path")
-    refused("export mine/model.gguf --target rpi -o new", 2, "expected a model folder ... a file")
-    refused("export mine --target rpi -o new", 3, "expected config.json in 'mine', found none")
+    refused("export toy.toml --target rpi -o new", 3, "toy.toml: the file starts with")
+    (here / "empty").mkdir()
+    refused("export empty --target rpi -o new", 3, "expected config.json in 'empty', found none")
     refused("chat none -p a", 2, "no file or folder 'none'; expected a path")
     refused("plan none --target rpi", 2, "no file or folder 'none'")
 

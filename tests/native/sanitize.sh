@@ -10,8 +10,8 @@ python=$(command -v "${PYTHON:-python3}")
 case $python in /*) ;; *) python=$PWD/$python ;; esac
 CC=${CC:-gcc}
 export CC
-[ $# -gt 0 ] || set -- tests/test_isa.py tests/test_isa_panels.py tests/test_kernels.py tests/test_attention_kernels.py \
-    tests/test_screen_kernels.py \
+[ $# -gt 0 ] || set -- tests/test_isa.py tests/test_isa_panels.py tests/test_isa_super.py tests/test_kernels.py tests/test_attention_kernels.py \
+    tests/test_screen_kernels.py tests/test_super_files.py tests/test_damaged_gguf.py \
     tests/test_formats.py tests/test_tokenizer.py tests/test_session.py tests/test_bandwidth.py
 
 repo=$(cd "$(dirname "$0")/../.." && pwd)
