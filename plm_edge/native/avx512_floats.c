@@ -104,20 +104,39 @@ static inline void quants32(const uint8_t *p, int format, __m512 *v) {
     v[1] = format == PLM_Q8_0 ? bytes16(_mm_loadu_si128((const void *)(p + 16))) : nibbles16(bytes, 1);
 }
 
-/* Four rows at a time, so that sums are loaded and stored once for them. */
+/* Factors times the 16 values that four bits can have. */
+static inline __m512 times_nibbles(float factor) {
+    const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm512_mul_ps(_mm512_set1_ps(factor), values);
+}
+
+/* sum[0] + factor times the first 16 quants of a block, sum[1] + those of the others. */
+static inline void add_block(const uint8_t *quants, int format, float factor, __m512 *sum) {
+    if (format == PLM_Q4_0) { /* a table lookup is the product: it takes the low four bits of each index */
+        __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)quants));
+        __m512 products = times_nibbles(factor);
+        sum[0] = _mm512_add_ps(sum[0], _mm512_permutexvar_ps(bytes, products));
+        sum[1] = _mm512_add_ps(sum[1], _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), products));
+        return;
+    }
+    __m512 v[2];
+    quants32(quants, format, v);
+    for (int k = 0; k < 2; k++) sum[k] = _mm512_add_ps(sum[k], _mm512_mul_ps(_mm512_set1_ps(factor), v[k]));
+}
+
+/* Eight rows at a time, so that sums are loaded and stored once for them. */
 static inline void add_int_rows(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y, int format) {
     const int64_t bytes = plm_row_bytes(format, n);
-    for (int32_t i = 0; i < count; i += 4, w += 4 * bytes) {
-        const int32_t rows = count - i < 4 ? count - i : 4;
+    const int size = format == PLM_Q8_0 ? 34 : 18;
+    for (int32_t i = 0; i < count; i += 8, w += 8 * bytes) {
+        const int32_t rows = count - i < 8 ? count - i : 8;
         for (int32_t b = 0; b < n / PLM_BLOCK; b++) {
-            const uint8_t *block = w + b * (format == PLM_Q8_0 ? 34 : 18);
+            const uint8_t *block = w + b * size;
+            ask_ahead(w + 8 * b * size, 8 * size);
             float *to = y + b * PLM_BLOCK;
-            __m512 sum[2] = {_mm512_loadu_ps(to), _mm512_loadu_ps(to + 16)}, v[2];
-            for (int32_t r = 0; r < rows; r++) {
-                __m512 d = _mm512_set1_ps(a[i + r] * scale_at(block + r * bytes));
-                quants32(block + r * bytes + 2, format, v);
-                for (int k = 0; k < 2; k++) sum[k] = _mm512_add_ps(sum[k], _mm512_mul_ps(d, v[k]));
-            }
+            __m512 sum[2] = {_mm512_loadu_ps(to), _mm512_loadu_ps(to + 16)};
+            for (int32_t r = 0; r < rows; r++, block += bytes)
+                add_block(block + 2, format, a[i + r] * scale_at(block), sum);
             for (int k = 0; k < 2; k++) _mm512_storeu_ps(to + 16 * k, sum[k]);
         }
     }
