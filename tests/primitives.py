@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import CFUNCTYPE, Structure, c_char_p, c_float, c_int32, c_void_p
+from ctypes import CFUNCTYPE, Structure, c_char_p, c_float, c_int, c_int32, c_void_p
 
 import numpy as np
 
@@ -29,6 +29,10 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "dot": CFUNCTYPE(_F, _P, _P, _I),
     "add": CFUNCTYPE(None, _F, _P, _I, _P),
     "widen": CFUNCTYPE(None, _P, _I, _P),
+    "lanes": CFUNCTYPE(None, _P, _I, _I, _I, _P),
+    "scores": CFUNCTYPE(None, _P, _P, _I, _I, _I, _F, _P, _P),
+    "softmax": CFUNCTYPE(None, _P, _I, _P, _P, _P),
+    "blend": CFUNCTYPE(None, _P, _P, _I, _I, _I, _P, _I, _P, _I),
 }
 _BY_FORMAT = ("tile", "tile_of_bytes", "row", "add_rows", "units", "unit_rows")
 _BY_FORMAT += ("part_units", "part_rows")
@@ -45,6 +49,7 @@ class IsaTable(Structure):
             (name, kind * len(FORMAT_CODES) if name in _BY_FORMAT else kind)
             for name, kind in _TYPES.items()
         ),
+        ("attends_in_floats", c_int),
     )
 
 

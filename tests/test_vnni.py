@@ -20,7 +20,13 @@ from plm_edge.native.kernels import isa_table
 SIMDE = Path(__file__).parent / "native" / "simde_vnni.h"
 FILES = (
     *("avx_vnni.c", "avx_vnni_super.c"),
-    *("avx512_vnni.c", "avx512_floats.c", "avx512_super.c", "avx512_super_units.c"),
+    *(
+        "avx512_vnni.c",
+        "avx512_attend.c",
+        "avx512_floats.c",
+        "avx512_super.c",
+        "avx512_super_units.c",
+    ),
 )
 
 # What Linux calls all that a set needs.

@@ -1,8 +1,28 @@
 /* Latent attention from the cached rows alone: ABSORB, ATTEND, UNABSORB.
  *
- * A cache of halves or bytes meets the queries in 16-bit integers with a scale for each block of 32 (plm_isa.panel), a
- * cache of floats in floats. */
+ * A cache of halves or bytes meets the queries in 16-bit integers with a scale for each block of 32 (plm_isa.panel); a
+ * cache of floats in floats, and any cache where the set does that faster. */
 #include "attention.h"
+
+/* Room of ATTEND in floats, with the heads in lanes, 16 a group. */
+typedef struct {
+    float *rows;                  /* a block of the cache (32, rank + rope) */
+    float *queries;               /* (groups, rank + rope, 16) */
+    float *weights;               /* (32, 16) */
+    float *most, *sum, *shrink;   /* (groups, 16), (groups, 16), (16) */
+} float_room;
+
+static size_t take_floats(float_room *w, uint8_t *base, const plm_attention *a) {
+    plm_room r = {base, 0};
+    size_t width = (size_t)a->rank + (size_t)a->rope, groups = plm_panels_of(a->heads);
+    w->rows = plm_take(&r, PLM_CONTEXT_BLOCK * width, sizeof(float));
+    w->queries = plm_take(&r, groups * width * PLM_TILE, sizeof(float));
+    w->weights = plm_take(&r, PLM_CONTEXT_BLOCK * PLM_TILE, sizeof(float));
+    w->most = plm_take(&r, groups * PLM_TILE, sizeof(float));
+    w->sum = plm_take(&r, groups * PLM_TILE, sizeof(float));
+    w->shrink = plm_take(&r, PLM_TILE, sizeof(float));
+    return r.used;
+}
 
 typedef struct {
     plm_row_block rows;
@@ -40,13 +60,14 @@ static size_t take_attend(attend_room *w, uint8_t *base, const plm_attention *a)
     return r.used;
 }
 
-/* In floats ATTEND needs a row and its scores, UNABSORB a latent and its packed form. */
+/* UNABSORB needs a latent and its packed form. */
 size_t plm_attend_scratch(const plm_attention *a) {
-    size_t rank = (size_t)a->rank, floats = PLM_CONTEXT_BLOCK * (rank + (size_t)a->rope + (size_t)a->heads);
-    attend_room w;
-    size_t integers = take_attend(&w, NULL, a);
-    floats = (floats > 3 * rank ? floats : 3 * rank) * sizeof(float);
-    return integers > floats ? integers : floats;
+    attend_room integers;
+    float_room floats;
+    size_t most = take_attend(&integers, NULL, a), other = take_floats(&floats, NULL, a);
+    size_t latent = 3 * (size_t)a->rank * sizeof(float);
+    if (other > most) most = other;
+    return latent > most ? latent : most;
 }
 
 size_t plm_absorb_items(const void *p) {
@@ -83,26 +104,34 @@ typedef struct {
     float *most, *sum, *latent; /* (heads), (heads), (heads, latent_width) */
 } slice;
 
-static void attend_in_floats(const slice *s, float *space) {
+static void attend_in_floats(const slice *s, uint8_t *scratch) {
     const plm_attention *a = s->a;
-    int32_t width = a->rank + a->rope, padded = plm_latent_width(a);
-    float *scores = space + (int64_t)PLM_CONTEXT_BLOCK * width;
+    int32_t width = a->rank + a->rope, each = a->nope + a->rope, padded = plm_latent_width(a);
+    int32_t groups = (int32_t)plm_panels_of(a->heads);
+    float_room w;
+    take_floats(&w, scratch, a);
+    for (int32_t g = 0; g < groups; g++) {
+        int32_t h = g * PLM_TILE, lanes = plm_min(PLM_TILE, a->heads - h);
+        float *queries = w.queries + (int64_t)g * width * PLM_TILE;
+        a->isa->lanes(s->q_latent + (int64_t)h * a->rank, a->rank, lanes, a->rank, queries);
+        a->isa->lanes(s->q + (int64_t)h * each + a->nope, each, lanes, a->rope, queries + a->rank * PLM_TILE);
+    }
+    for (int32_t i = 0; i < groups * PLM_TILE; i++) w.most[i] = -INFINITY, w.sum[i] = 0.0f;
     for (int32_t at = s->first; at < s->last; at += PLM_CONTEXT_BLOCK) {
         int32_t rows = plm_min(PLM_CONTEXT_BLOCK, s->last - at);
-        const float *block = plm_float_rows(a, at, rows, space);
-        for (int32_t h = 0; h < a->heads; h++) {
-            const float *q_latent = s->q_latent + (int64_t)h * a->rank;
-            const float *q_rope = s->q + (int64_t)h * (a->nope + a->rope) + a->nope;
-            float *weights = scores + h * PLM_CONTEXT_BLOCK, *y = s->latent + (int64_t)h * padded;
-            for (int32_t r = 0; r < rows; r++) {
-                const float *row = block + (int64_t)r * width;
-                weights[r] =
-                    a->scale * (a->isa->dot(q_latent, row, a->rank) + a->isa->dot(q_rope, row + a->rank, a->rope));
-            }
-            plm_scale_by(y, a->rank, plm_online_softmax(a->isa, weights, rows, &s->most[h], &s->sum[h]));
-            for (int32_t r = 0; r < rows; r++) a->isa->add(weights[r], block + (int64_t)r * width, a->rank, y);
+        const float *block = plm_float_rows(a, at, rows, w.rows);
+        const uint8_t *next = at + rows < s->last ? plm_cached_row(a, at + rows) : NULL;
+        for (int32_t g = 0; g < groups; g++) {
+            int32_t h = g * PLM_TILE;
+            const float *queries = w.queries + (int64_t)g * width * PLM_TILE;
+            a->isa->scores(queries, block, width, rows, width, a->scale, w.weights, g ? NULL : next);
+            a->isa->softmax(w.weights, rows, w.most + h, w.sum + h, w.shrink);
+            a->isa->blend(w.weights, block, width, rows, a->rank, w.shrink, plm_min(PLM_TILE, a->heads - h),
+                          s->latent + (int64_t)h * padded, padded);
         }
     }
+    memcpy(s->most, w.most, (size_t)a->heads * sizeof *w.most);
+    memcpy(s->sum, w.sum, (size_t)a->heads * sizeof *w.sum);
 }
 
 /* The queries as panels with the heads in the lanes; the scale of the scores is in their scales. */
@@ -192,8 +221,8 @@ void plm_attend_item(const void *p, size_t item, int thread) {
     for (int32_t h = 0; h < a->heads; h++) s.most[h] = -INFINITY, s.sum[h] = 0.0f;
     if (s.first == s.last) return;
     memset(s.latent, 0, (size_t)a->heads * (size_t)plm_latent_width(a) * sizeof *s.latent);
-    if (plm_cache_is_float(a))
-        attend_in_floats(&s, (float *)(void *)plm_scratch_of(a, thread));
+    if (plm_attends_in_floats(a))
+        attend_in_floats(&s, plm_scratch_of(a, thread));
     else
         attend_in_integers(&s, plm_scratch_of(a, thread));
 }

@@ -20,7 +20,7 @@ plm_row_block plm_take_rows(plm_room *r, const plm_attention *a) {
     return rows;
 }
 
-static const uint8_t *cached_row(const plm_attention *a, int32_t at) {
+const uint8_t *plm_cached_row(const plm_attention *a, int32_t at) {
     return (const uint8_t *)a->cache + at * plm_cache_row_bytes(a->stored, a->rank, a->rope);
 }
 
@@ -36,12 +36,12 @@ static void q8_0_to_floats(const plm_attention *a, const uint8_t *row, float *y)
 
 const float *plm_float_rows(const plm_attention *a, int32_t first, int32_t n, float *space) {
     int32_t width = a->rank + a->rope;
-    const uint8_t *rows = cached_row(a, first);
+    const uint8_t *rows = plm_cached_row(a, first);
     if (a->stored == PLM_CACHE_F32) return (const float *)(const void *)rows;
     if (a->stored == PLM_CACHE_F16)
         a->isa->widen((const uint16_t *)(const void *)rows, n * width, space);
     else
-        for (int32_t r = 0; r < n; r++) q8_0_to_floats(a, cached_row(a, first + r), space + (int64_t)r * width);
+        for (int32_t r = 0; r < n; r++) q8_0_to_floats(a, plm_cached_row(a, first + r), space + (int64_t)r * width);
     return space;
 }
 
@@ -65,7 +65,7 @@ static void pack_halves(const plm_isa *isa, const uint8_t *x, int32_t n, float *
 void plm_integer_rows(const plm_attention *a, int32_t first, int32_t n, const plm_row_block *rows) {
     int32_t width = plm_row_width(a), latents = plm_latent_width(a), blocks = a->rank / PLM_BLOCK;
     for (int32_t r = 0; r < n; r++) {
-        const uint8_t *row = cached_row(a, first + r), *rope = row + 2 * a->rank;
+        const uint8_t *row = plm_cached_row(a, first + r), *rope = row + 2 * a->rank;
         int16_t *q = rows->q + r * width;
         float *scale = rows->scale + r * (width / PLM_BLOCK);
         if (a->stored == PLM_CACHE_Q8_0) {

@@ -167,5 +167,6 @@ const plm_isa plm_avx2 = {
     .dot = avx2_dot,
     .add = avx2_add,
     .widen = avx2_widen,
+    PLM_SCALAR_ATTENTION,
 };
 

@@ -62,6 +62,22 @@ static inline __m512 add_scaled16(__m512 y, __m512i sums, __m512 scales, float s
     return _mm512_add_ps(y, _mm512_mul_ps(_mm512_cvtepi32_ps(sums), factor));
 }
 
+/* plm_exp of sixteen, step by step the same. */
+static inline __m512 exp16(__m512 x) {
+    __m512 n = _mm512_add_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _mm512_set1_ps(0.5f));
+    n = _mm512_roundscale_ps(n, (_MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
+    __m512 r = _mm512_sub_ps(x, _mm512_mul_ps(n, _mm512_set1_ps(0.693359375f)));
+    r = _mm512_sub_ps(r, _mm512_mul_ps(n, _mm512_set1_ps(-2.12194440e-4f)));
+    static const float term[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    __m512 p = _mm512_set1_ps(1.0f / 720);
+    for (int i = 0; i < 6; i++) p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(term[i]));
+    __m512i power = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvttps_epi32(n), _mm512_set1_epi32(127)), 23);
+    __m512 y = _mm512_mul_ps(p, _mm512_castsi512_ps(power));
+    __mmask16 below = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
+    y = _mm512_mask_mov_ps(y, below, _mm512_setzero_ps());
+    return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
+}
+
 void avx512_tile_f32(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
 void avx512_tile_f16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
 void avx512_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
@@ -88,5 +104,11 @@ void avx512_exps(float *x, int32_t n);
 float avx512_dot(const float *a, const float *b, int32_t n);
 void avx512_add(float a, const float *x, int32_t n, float *y);
 void avx512_widen(const uint16_t *f16, int32_t n, float *y);
+void avx512_lanes(const float *x, int32_t stride, int32_t n_lanes, int32_t n, float *y);
+void avx512_scores(const float *q, const float *x, int32_t stride, int32_t rows, int32_t n, float scale, float *y,
+                   const uint8_t *next);
+void avx512_softmax(float *x, int32_t rows, float *most, float *sum, float *shrink);
+void avx512_blend(const float *weights, const float *x, int32_t stride, int32_t rows, int32_t n, const float *shrink,
+                  int32_t lanes, float *y, int32_t y_stride);
 
 #endif

@@ -238,26 +238,13 @@ void avx512_mix(const float *a, const uint8_t *which, int32_t count, const float
 /* ---- vectors ---- */
 
 void avx512_widen(const uint16_t *f16, int32_t n, float *y) {
-    for (int32_t i = 0; i < n; i += 16) {
+    int32_t i = 0;
+    for (; i + 64 <= n; i += 64)
+        for (int k = 0; k < 64; k += 16) _mm512_storeu_ps(y + i + k, load16(f16 + i + k, PLM_F16));
+    for (; i < n; i += 16) {
         __mmask16 first = first_of(n - i);
         _mm512_mask_storeu_ps(y + i, first, load_first(first, f16 + i, PLM_F16));
     }
-}
-
-/* plm_exp of sixteen, step by step the same. */
-static inline __m512 exp16(__m512 x) {
-    __m512 n = _mm512_add_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _mm512_set1_ps(0.5f));
-    n = _mm512_roundscale_ps(n, (_MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
-    __m512 r = _mm512_sub_ps(x, _mm512_mul_ps(n, _mm512_set1_ps(0.693359375f)));
-    r = _mm512_sub_ps(r, _mm512_mul_ps(n, _mm512_set1_ps(-2.12194440e-4f)));
-    static const float term[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-    __m512 p = _mm512_set1_ps(1.0f / 720);
-    for (int i = 0; i < 6; i++) p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(term[i]));
-    __m512i power = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvttps_epi32(n), _mm512_set1_epi32(127)), 23);
-    __m512 y = _mm512_mul_ps(p, _mm512_castsi512_ps(power));
-    __mmask16 below = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
-    y = _mm512_mask_mov_ps(y, below, _mm512_setzero_ps());
-    return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
 }
 
 void avx512_exps(float *x, int32_t n) {

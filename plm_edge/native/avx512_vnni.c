@@ -238,4 +238,9 @@ const plm_isa plm_avx512_vnni = {
     .dot = avx512_dot,
     .add = avx512_add,
     .widen = avx512_widen,
+    .lanes = avx512_lanes,
+    .scores = avx512_scores,
+    .softmax = avx512_softmax,
+    .blend = avx512_blend,
+    .attends_in_floats = 1,
 };

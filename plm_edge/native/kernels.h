@@ -63,6 +63,17 @@ static inline int64_t plm_cache_row_bytes(int stored, int32_t rank, int32_t rope
     return (int64_t)(rank + rope) * (stored == PLM_CACHE_F16 ? 2 : 4);
 }
 
+/* Attention in floats as the scalar set does it, for sets without their own. */
+void plm_scalar_lanes(const float *x, int32_t stride, int32_t n_lanes, int32_t n, float *y);
+void plm_scalar_scores(const float *q, const float *x, int32_t stride, int32_t rows, int32_t n, float scale, float *y,
+                       const uint8_t *next);
+void plm_scalar_softmax(float *x, int32_t rows, float *most, float *sum, float *shrink);
+void plm_scalar_blend(const float *weights, const float *x, int32_t stride, int32_t rows, int32_t n,
+                      const float *shrink, int32_t lanes, float *y, int32_t y_stride);
+#define PLM_SCALAR_ATTENTION                                              \
+    .lanes = plm_scalar_lanes, .scores = plm_scalar_scores,               \
+    .softmax = plm_scalar_softmax, .blend = plm_scalar_blend
+
 /* One kernel of the table in kernels.c, defined in attend.c, expand.c or feed_forward.c. */
 #define PLM_KERNEL(name)                              \
     size_t plm_##name##_items(const void *args);      \

@@ -178,7 +178,7 @@ typedef void panel_of(const int16_t *panel, const float *scales, int32_t blocks,
     .unit_rows = {neon_unit_rows_f32, neon_unit_rows_f16, neon_unit_rows_bf16, neon_unit_rows_q8_0,             \
                   neon_unit_rows_q4_0},                                                                         \
     .mix = neon_mix, .pack = neon_pack, .pack_halves = neon_pack_halves, .weigh = neon_weigh,                   \
-    .exps = neon_exps, .dot = neon_dot, .add = neon_add, .widen = neon_widen
+    .exps = neon_exps, .dot = neon_dot, .add = neon_add, .widen = neon_widen, PLM_SCALAR_ATTENTION
 
 /* Rows of a table: Q4_K and Q6_K as that set has them. */
 #define NEON_SUPER(set)                                                                                         \

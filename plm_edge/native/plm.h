@@ -118,6 +118,20 @@ typedef struct {
     float (*dot)(const float *a, const float *b, int32_t n);
     void (*add)(float a, const float *x, int32_t n, float *y); /* y += a x */
     void (*widen)(const uint16_t *f16, int32_t n, float *y);
+    /* Attention in floats, 16 heads at a time, one in each lane. The sums may be taken in any order.
+     * lanes: y (n, 16) = x (n_lanes, n) transposed, its rows `stride` apart, zeros in the other lanes.
+     * scores: y (rows, 16) = scale * (x (rows, n) . q (n, 16)), rows of x `stride` apart. Meanwhile memory may be asked
+     *   for rows * n halves at `next`, unless that is NULL.
+     * softmax: for each lane, most = the maximum of it and of x (rows, 16); x = e^(x - most); shrink = e^(most before -
+     * most), 0 while sum is 0; sum = sum * shrink + the sum of x. A NaN shows in its own lane.
+     * blend: for each lane l < lanes, y (lanes, n) = y * shrink[l] + the sum over rows of weights[r][l] * x (rows, n). */
+    void (*lanes)(const float *x, int32_t stride, int32_t n_lanes, int32_t n, float *y);
+    void (*scores)(const float *q, const float *x, int32_t stride, int32_t rows, int32_t n, float scale, float *y,
+                   const uint8_t *next);
+    void (*softmax)(float *x, int32_t rows, float *most, float *sum, float *shrink);
+    void (*blend)(const float *weights, const float *x, int32_t stride, int32_t rows, int32_t n, const float *shrink,
+                  int32_t lanes, float *y, int32_t y_stride);
+    int attends_in_floats; /* whether that is faster than the panels, for every type of cache */
 } plm_isa;
 
 extern const plm_isa plm_scalar;
@@ -193,7 +207,8 @@ typedef struct {
 } plm_remember;
 
 /* Geometry and operands that the attention kernels share. Rows of a cache of halves or bytes meet the queries as
- * 16-bit integers of PLM_PANEL with a scale for each block of 32, a cache of floats as floats. kv_b (heads * (nope +
+ * 16-bit integers of PLM_PANEL with a scale for each block of 32, a cache of floats as floats; as floats too in ATTEND
+ * where the set says so. kv_b (heads * (nope +
  * v_head), rank) in ROWS: for each head nope rows of W_uk, then v_head rows of W_uv. scale: of the scores. */
 typedef struct {
     const plm_isa *isa;

@@ -313,6 +313,49 @@ static void widen(const uint16_t *f16, int32_t n, float *y) {
     for (int32_t i = 0; i < n; i++) y[i] = plm_f16(f16[i]);
 }
 
+/* ---- attention in floats, 16 heads side by side ---- */
+
+void plm_scalar_lanes(const float *x, int32_t stride, int32_t n_lanes, int32_t n, float *y) {
+    for (int64_t c = 0; c < n; c++)
+        for (int64_t l = 0; l < PLM_TILE; l++) y[c * PLM_TILE + l] = l < n_lanes ? x[l * stride + c] : 0.0f;
+}
+
+void plm_scalar_scores(const float *q, const float *x, int32_t stride, int32_t rows, int32_t n, float scale, float *y,
+                       const uint8_t *next) {
+    (void)next;
+    for (int64_t r = 0; r < rows; r++, y += PLM_TILE) {
+        float sum[PLM_TILE] = {0};
+        for (int64_t c = 0; c < n; c++)
+            for (int l = 0; l < PLM_TILE; l++) sum[l] += q[c * PLM_TILE + l] * x[r * stride + c];
+        for (int l = 0; l < PLM_TILE; l++) y[l] = scale * sum[l];
+    }
+}
+
+void plm_scalar_softmax(float *x, int32_t rows, float *most, float *sum, float *shrink) {
+    for (int l = 0; l < PLM_TILE; l++) {
+        float top = most[l], total = 0.0f;
+        for (int32_t r = 0; r < rows; r++)
+            if (!(x[r * PLM_TILE + l] <= top)) top = x[r * PLM_TILE + l]; /* a NaN shows in its own weight */
+        shrink[l] = sum[l] == 0.0f ? 0.0f : plm_exp(most[l] - top);
+        for (int32_t r = 0; r < rows; r++) {
+            float *at = &x[r * PLM_TILE + l];
+            *at = plm_exp(*at - top);
+            total += *at;
+        }
+        sum[l] = sum[l] * shrink[l] + total;
+        most[l] = top;
+    }
+}
+
+void plm_scalar_blend(const float *weights, const float *x, int32_t stride, int32_t rows, int32_t n,
+                      const float *shrink, int32_t lanes, float *y, int32_t y_stride) {
+    for (int64_t l = 0; l < lanes; l++, y += y_stride) {
+        for (int32_t c = 0; c < n; c++) y[c] *= shrink[l];
+        for (int64_t r = 0; r < rows; r++)
+            for (int32_t c = 0; c < n; c++) y[c] += weights[r * PLM_TILE + l] * x[r * stride + c];
+    }
+}
+
 const plm_isa plm_scalar = {
     .name = "scalar",
     .tile = {tile_f32, tile_f16, tile_bf16, tile_q8_0, tile_q4_0, plm_scalar_tile_q4_k, plm_scalar_tile_q6_k},
@@ -332,4 +375,5 @@ const plm_isa plm_scalar = {
     .dot = dot,
     .add = add,
     .widen = widen,
+    PLM_SCALAR_ATTENTION,
 };

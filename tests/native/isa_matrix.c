@@ -194,6 +194,7 @@ static void all(void) {
     for (int format = PLM_Q4_K; format < PLM_FORMATS; format++) superblocks(format);
     mixes();
     panels();
+    attention_in_floats();
     for (int i = 0; i < 12; i++) vectors(sizes[i]);
     packed(floats(2048), 2048);
     if (bend) return;

@@ -57,6 +57,7 @@ void tiles_of_tokens(int format); /* isa_matrix_tokens.c */
 void units_of_tokens(int format);
 void mixes(void);
 void panels(void); /* isa_matrix_panels.c */
+void attention_in_floats(void); /* isa_matrix_attention.c */
 void superblocks(int format); /* isa_matrix_super.c */
 
 #endif
