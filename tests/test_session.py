@@ -259,7 +259,7 @@ def test_cached_rows_are_the_latents_and_rope_keys_of_the_paper(
     ids, spec = ids_of("wide_rope", 11), TINY_SHAPES["wide_rope"]
     reference = reference_of(checkpoint_of("wide_rope"))
     x = rms_norm(reference.embed(ids), reference._weight("blk.0.attn_norm.weight"), spec.eps)
-    want = np.concatenate(mla.cache_rows(x, reference._layer(0), spec), axis=-1)
+    want = np.concatenate(mla.cache_rows(x, reference.layer_weights(0), spec), axis=-1)
     with load(bundle_of("wide_rope"), cache_type="f32") as session:
         session.prefill(ids)
         assert relative_error(session.cached_rows()[0], want) < 1e-5
