@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,7 +48,7 @@ def write_gguf(
 
     def write(file: BinaryIO) -> None:
         nonlocal done
-        for piece in _pieces(header, layout, tensors, packed_rows):
+        for piece in _ahead(_pieces(header, layout, tensors, packed_rows)):
             file.write(piece.data)
             digest.update(piece.data)
             done += piece.nbytes
@@ -57,6 +58,15 @@ def write_gguf(
     write_atomic(path, write)
     assert done == total
     return BundleFile(path.name, total, digest.hexdigest())
+
+
+def _ahead(pieces: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    """The same; while one is written and hashed, a thread makes the next."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, pieces, None)
+        while (piece := following.result()) is not None:
+            following = pool.submit(next, pieces, None)
+            yield piece
 
 
 def file_bytes(header: bytes, layout: str, tensors: Sequence[FileTensor]) -> int:
