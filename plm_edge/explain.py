@@ -44,7 +44,7 @@ def level(plan: Plan, profile: DeviceProfile) -> str:
 def report(
     plan: Plan, spec: ModelSpec, profile: DeviceProfile, asked: Collection[str] = ()
 ) -> list[Choice]:
-    """Every choice with its reasons; `asked` names what the user decided, or "formats": the file."""
+    """Every choice with its reasons; `asked` names what the user chose, or "formats": the file."""
     return [
         Choice(
             "device", plan.target, (f"its memory: {profile.sources.get('ram_bytes', 'given')}",)
