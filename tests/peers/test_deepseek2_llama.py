@@ -7,9 +7,11 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from llama_peer import MISSING, llama_logits, llama_state_bytes
+from llama_quantizer import llama_quantize
 from metrics import close, kl, relative_error
 from numpy.typing import NDArray
 from tiny import TINY_SHAPES, write_tiny_checkpoint
@@ -98,3 +100,18 @@ def test_the_state_is_latent(bundle: Bundle) -> None:
     )
     assert deepseek2 == pytest.approx(8 * len(IDS) * 576 * 2, rel=3e-3)
     assert plm / deepseek2 == pytest.approx(5120 / 576, rel=3e-3)  # 8.9 times
+
+
+def test_a_stock_file_is_laid_out_for_a_latent_cache(bundle: Bundle, tmp_path: Path) -> None:
+    """Q4_K and Q6_K as llama.cpp's quantizer chose them, without the checkpoint."""
+    stock = tmp_path / "stock.gguf"
+    llama_quantize(bundle("demo", "F32", "plm") / MODEL_FILE, stock, "Q4_K_M")
+    plm_edge.export(stock, out=tmp_path / "deepseek2", layout="deepseek2")
+    path = tmp_path / "deepseek2" / MODEL_FILE
+    formats = {tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+    assert formats == {"F32", "F16", "Q4_K", "Q6_K"}
+    native = ours(stock)
+    plm = kl(native, llama_logits(stock, IDS))
+    for flash in (False, True):
+        assert kl(native, llama_logits(path, IDS, cache="F16", flash=flash)) < 1.3 * plm
+    assert plm < 5e-3
