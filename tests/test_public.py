@@ -149,3 +149,9 @@ def test_the_device_side_needs_no_extra() -> None:
     )
     assert not loaded & HEAVY
     assert "gguf" not in loaded  # the package writes and is an oracle; the runtime reads by itself
+
+
+def test_every_package_is_installed() -> None:
+    listed = (ROOT / "pyproject.toml").read_text().partition("packages = [")[2].partition("]")[0]
+    ours = {module for module, path in our_modules() if path.name == "__init__.py"}
+    assert {word.strip(' "\n') for word in listed.split(",")} - {""} == ours
