@@ -33,8 +33,7 @@ from plm_edge.token_bytes import attention_macs
 from plm_edge.tokenizer import Tokenizer
 
 WEIGHT_BYTES = 96 << 20  # at least, where the model has as many: beyond last-level caches
-ROWS = 512  # cached tokens behind which attention is timed
-STEPS, ROUNDS = 8, 5
+STEPS, ROUNDS = 8, 7
 READ_BYTES = 256 << 20  # of a plain read
 SETTLE_S = 0.01  # threads of the session that ran last spin for milliseconds
 _DISTINCT = 256  # rows that a random matrix is put together from
@@ -56,22 +55,22 @@ def measure(spec: ModelSpec, plan: Plan, tokenizer: Tokenizer) -> Rates:
     A session has a tokenizer; no text is read here, so any will do.
     """
     part = _part(spec, plan)
-    behind = max(1, min(ROWS, spec.n_ctx_train - STEPS))
+    behind = max(1, plan.n_ctx - STEPS)
     model = RandomModel(part, plan, tokenizer)
-    kind = cast(CacheType, plan.cache_type)
+    asked = cast(CacheType, plan.cache_type), plan.threads, plan.isa
     reader = Reader(min(READ_BYTES, max(READ_BYTES // 4, plan.budget.weights)))
     with (
-        model.session(1 + STEPS, kind, plan.threads, plan.isa) as short,
-        model.session(behind + STEPS, kind, plan.threads, plan.isa) as long,
+        _Probed(model, STEPS, *asked) as short,
+        _Probed(model, behind + STEPS, *asked) as long,
     ):
-        long.prefill([0] * behind)
+        for session, rows in ((short, 0), (long, behind)):  # pages and caches are warm then
+            session.seconds(rows)
         near, far, read = [], [], []
         for _ in range(ROUNDS):
-            near.append(_seconds(short, 0))
-            far.append(_seconds(long, behind))
+            near.append(short.seconds(0))
+            far.append(long.seconds(behind))
             read.append(reader.bytes_per_s(plan.threads))
-        rows = short.cache_bytes // (1 + STEPS) * STEPS  # counted by the last step
-        weights = short.bytes_read - rows
+        weights = short.bytes_read - short.cache_bytes  # the last step read all its rows
     one = statistics.median(near)
     more = max(statistics.median(far) - one, 1e-9)
     return Rates(
@@ -79,6 +78,21 @@ def measure(spec: ModelSpec, plan: Plan, tokenizer: Tokenizer) -> Rates:
         attend_mac_per_s=behind * attention_macs(part) / more,
         read_bytes_per_s=statistics.median(read),
     )
+
+
+class _Probed(Session):
+    """A session whose cache is full of rows that nobody computed."""
+
+    def seconds(self, behind: int) -> float:
+        """Of one step behind that many tokens."""
+        if self.n_past < behind:
+            self.cached_rows_of(behind)[:] = 1  # pages never written to are all the same one
+        self._ids = [0] * behind
+        time.sleep(SETTLE_S)
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            self.step(1)
+        return (time.perf_counter() - started) / STEPS
 
 
 class RandomModel(Model):
@@ -130,13 +144,3 @@ def _random(
         few = np.ones((1, cols), np.float32)
     packed = quantize(fmt, few.astype(np.float32))
     return packed[rng.integers(len(packed), size=rows)]
-
-
-def _seconds(session: Session, behind: int) -> float:
-    """Of one step behind that many tokens."""
-    session.truncate(behind)
-    time.sleep(SETTLE_S)
-    started = time.perf_counter()
-    for _ in range(STEPS):
-        session.step(1)
-    return (time.perf_counter() - started) / STEPS
