@@ -19,6 +19,7 @@ from pathlib import Path
 import emulated_pi
 import numpy as np
 import pytest
+from wheel_age import is_stale
 
 import plm_edge
 from plm_edge.native.kernels import isa_table
@@ -58,13 +59,8 @@ print(json.dumps([int(row[: session.tokenizer.n_tokens].argmax()) for row in row
 
 def skip_reason():
     why = emulated_pi.missing()
-    if why is None:
-        sources = [ROOT / "pyproject.toml", *ROOT.glob("plm_edge/**/*.[ch]")]
-        for folder in ("plm_edge", "devices", "exporters", "runtime"):
-            sources += [path for path in (ROOT / folder).rglob("*.py")]
-        newest = max(path.stat().st_mtime for path in sources)
-        if newest > emulated_pi.newest_wheel().stat().st_mtime:
-            why = "the wheel in dist/ is older than the sources; `make emulated-pi`"
+    if why is None and is_stale(emulated_pi.newest_wheel()):
+        why = "the wheel in dist/ is older than the sources; `make emulated-pi`"
     return why
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
+from wheel_age import is_stale
 
 from plm_edge.native.build import FLAGS, ISA_FLAGS, LIBRARY, OPTIONAL, isa_flags, knows, machine_of
 
@@ -24,7 +26,41 @@ def wheels():
     found = {kind: sorted((ROOT / "dist").glob(f"*{kind}.whl")) for kind in ("x86_64", "aarch64")}
     if not all(found.values()) or not PYTHON.exists():
         pytest.skip("no wheels here; `make wheels` builds them")
-    return {kind: paths[-1] for kind, paths in found.items()}
+    newest = {kind: paths[-1] for kind, paths in found.items()}
+    if any(is_stale(wheel) for wheel in newest.values()):
+        pytest.skip(
+            "the wheels in dist/ are older than the sources; `make wheels` builds them anew"
+        )
+    return newest
+
+
+def test_every_folder_of_python_is_a_package_of_the_wheel():
+    folders = {path.parent for path in ROOT.glob("plm_edge/**/__init__.py")}
+    for top in ("devices", "exporters", "runtime"):
+        folders |= {ROOT / "plm_edge" / path.parent for path in within(top, "**/__init__.py")}
+    listed = re.search(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.S | re.M)
+    assert sorted(re.findall(r'"([\w.]+)"', listed[1])) == sorted(
+        ".".join(path.relative_to(ROOT).parts) for path in folders
+    )
+
+
+def within(top, pattern):
+    return [path.relative_to(ROOT) for path in (ROOT / top).glob(pattern)]
+
+
+def test_a_wheel_holds_every_file(wheels):
+    """Of the kinds that git keeps; names as they are installed."""
+    kinds = ("py", "c", "h", "toml", "txt", "json", "safetensors", "sh", "socket", "service")
+    expected = {"plm_edge/py.typed"}
+    for kind in kinds:
+        expected |= {str(path) for path in within("plm_edge", f"**/*.{kind}")}
+        for top in ("devices", "exporters", "runtime"):
+            expected |= {f"plm_edge/{path}" for path in within(top, f"**/*.{kind}")}
+    expected -= {"plm_edge/devices/common.sh"}  # the devices' folders have it
+    for wheel in wheels.values():
+        with zipfile.ZipFile(wheel) as content:
+            missing = expected - set(content.namelist())
+        assert not missing
 
 
 def check(wheel, kind):
