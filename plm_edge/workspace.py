@@ -51,7 +51,7 @@ def workspace(
 
     `screened`: the file carries a screened head.
     """
-    few, groups = min(kernels.FEW, chunk), -(-spec.d_ffn // kernels.BLOCK)
+    few, pairs = min(kernels.FEW, chunk), -(-spec.d_ffn // kernels.PAIR)
     partial = kernels.partial_floats(spec.heads, spec.rank)
     scratch = kernels.attention_scratch(
         spec.heads, spec.nope, spec.rope, spec.v_head, spec.rank, chunk
@@ -67,9 +67,9 @@ def workspace(
         Buffer("partial", (max(chunk, few * kernels.SLICES), partial)),
         *_activations("heads", chunk, spec.heads * spec.v_head),
         *_activations("units", chunk, spec.d_ffn),
-        Buffer("fired", (groups, chunk, kernels.BLOCK)),
-        Buffer("fired.which", (groups, chunk, kernels.BLOCK), "u1"),
-        Buffer("fired.count", (groups, chunk), "u1"),
+        Buffer("fired", (pairs, chunk, kernels.PAIR)),
+        Buffer("fired.which", (pairs, chunk, kernels.PAIR), "u1"),
+        Buffer("fired.count", (pairs, chunk), "u1"),
         Buffer("sums", (chunk, spec.d_model)),
         Buffer("slices", (few, kernels.SLICES, spec.d_model)),
         Buffer("unit_rows", (kernels.SLICES,), "i8"),

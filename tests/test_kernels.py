@@ -137,11 +137,11 @@ class Pair:
     def down_of(self, name, x, y):
         units = (np.atleast_2d(x) @ self.up.values.T).astype(np.float32)
         units, out, tokens = np.ascontiguousarray(units), y.copy(), len(np.atleast_2d(x))
-        groups = -(-self.d_ffn // 32)
+        pairs = -(-self.d_ffn // 64)
         arrays = (
-            np.full((groups, tokens, 32), np.nan, np.float32),
-            np.full((groups, tokens, 32), 99, np.uint8),
-            np.full((groups, tokens), 99, np.uint8),
+            np.full((pairs, tokens, 64), np.nan, np.float32),
+            np.full((pairs, tokens, 64), 99, np.uint8),
+            np.full((pairs, tokens), 99, np.uint8),
         )
         fired = [array.ctypes.data for array in arrays]
         square = kernels.Square(step(tokens), units.ctypes.data, *fired, self.d_ffn)

@@ -3,8 +3,8 @@
  * the rest. */
 #include "superblocks.h"
 
-enum { GATHER_OUTPUTS = 256, SQUARE_GROUPS = 8 };
-enum { DOWN_OUTPUTS = 128 }; /* of an item of DOWN: 32 units of them are 16 KB, half an L1 */
+enum { GATHER_OUTPUTS = 256, SQUARE_PAIRS = 4 };
+enum { DOWN_OUTPUTS = 128 }; /* of an item of DOWN: 64 units of them are 32 KB, an L1 or most of one */
 
 static int64_t unit_bytes(const plm_matrix *down) {
     if (plm_is_super(down->format)) return plm_unit_bytes_super(down->format, down->rows);
@@ -129,18 +129,20 @@ void plm_gather_item(const void *p, size_t item, int thread) {
 }
 
 static size_t groups_of(int32_t units) { return plm_ceil_div((size_t)units, PLM_BLOCK); }
+static size_t pairs_of(int32_t units) { return plm_ceil_div((size_t)units, PLM_PAIR); }
 
 size_t plm_square_items(const void *p) {
-    return plm_ceil_div(groups_of(((const plm_square *)p)->units), SQUARE_GROUPS);
+    return plm_ceil_div(pairs_of(((const plm_square *)p)->units), SQUARE_PAIRS);
 }
 
-/* Group by group, since DOWN takes all tokens of a group together: their rows of h are too far apart for a cache. */
-static void square_group(const plm_square *a, int32_t g) {
-    int32_t tokens = a->step->n_tokens, units = plm_min(PLM_BLOCK, a->units - g * PLM_BLOCK);
-    float *fired = a->fired + (int64_t)g * tokens * PLM_BLOCK;
-    uint8_t *which = a->which + (int64_t)g * tokens * PLM_BLOCK;
+/* Pair by pair of groups, since DOWN takes all tokens of a pair together: their rows of h are too far apart for a
+ * cache. */
+static void square_pair(const plm_square *a, int32_t pair) {
+    int32_t tokens = a->step->n_tokens, units = plm_min(PLM_PAIR, a->units - pair * PLM_PAIR);
+    float *fired = a->fired + (int64_t)pair * tokens * PLM_PAIR;
+    uint8_t *which = a->which + (int64_t)pair * tokens * PLM_PAIR;
     for (int32_t t = 0; t < tokens; t++) {
-        const float *h = a->h + (int64_t)t * a->units + g * PLM_BLOCK;
+        const float *h = a->h + (int64_t)t * a->units + pair * PLM_PAIR;
         int32_t count = 0;
         for (int32_t i = 0; i < units; i++) { /* writes every value, keeps those that fired: no branch to guess */
             float value = plm_squared_relu(h[i]);
@@ -148,27 +150,29 @@ static void square_group(const plm_square *a, int32_t g) {
             which[count] = (uint8_t)i;
             count += value != 0.0f;
         }
-        a->count[(int64_t)g * tokens + t] = (uint8_t)count;
+        a->count[(int64_t)pair * tokens + t] = (uint8_t)count;
         fired += count, which += count;
     }
 }
 
 void plm_square_item(const void *p, size_t item, int thread) {
     const plm_square *a = p;
-    int32_t first = (int32_t)item * SQUARE_GROUPS, last = plm_min((int32_t)groups_of(a->units), first + SQUARE_GROUPS);
+    int32_t first = (int32_t)item * SQUARE_PAIRS, last = plm_min((int32_t)pairs_of(a->units), first + SQUARE_PAIRS);
     (void)thread;
-    for (int32_t g = first; g < last; g++) square_group(a, g);
+    for (int32_t pair = first; pair < last; pair++) square_pair(a, pair);
 }
 
 size_t plm_down_items(const void *p) { return plm_ceil_div((size_t)((const plm_down *)p)->down.rows, DOWN_OUTPUTS); }
 
-/* sum (tokens, n) += the units of group g that fired, for outputs first .. first + n. */
-static void down_group(const plm_down *a, int32_t g, int32_t first, int32_t n, float *sum) {
-    int32_t tokens = a->step->n_tokens;
-    const float *fired = a->fired + (int64_t)g * tokens * PLM_BLOCK;
-    const uint8_t *which = a->which + (int64_t)g * tokens * PLM_BLOCK, *count = a->count + (int64_t)g * tokens;
-    float w[PLM_BLOCK * DOWN_OUTPUTS];
+/* sum (tokens, n) += the units of a pair of groups that fired, for outputs first .. first + n. */
+static void down_pair(const plm_down *a, int32_t pair, int32_t first, int32_t n, float *sum) {
+    int32_t tokens = a->step->n_tokens, g = pair * (PLM_PAIR / PLM_BLOCK);
+    const float *fired = a->fired + (int64_t)pair * tokens * PLM_PAIR;
+    const uint8_t *which = a->which + (int64_t)pair * tokens * PLM_PAIR, *count = a->count + (int64_t)pair * tokens;
+    float w[PLM_PAIR * DOWN_OUTPUTS];
     widen_group(a->isa, &a->down, g, first, first + n, w);
+    if (g + 1 < (int32_t)groups_of(a->down.cols))
+        widen_group(a->isa, &a->down, g + 1, first, first + n, w + PLM_BLOCK * n);
     for (int32_t t = 0; t < tokens; fired += count[t], which += count[t], t++)
         a->isa->mix(fired, which, count[t], w, n, sum + (int64_t)t * n);
 }
@@ -180,7 +184,7 @@ void plm_down_item(const void *p, size_t item, int thread) {
     float *sum = a->sums + (int64_t)tokens * first;
     (void)thread;
     memset(sum, 0, (size_t)(tokens * n) * sizeof *sum);
-    for (int32_t g = 0; g < (int32_t)groups_of(a->down.cols); g++) down_group(a, g, first, n, sum);
+    for (int32_t pair = 0; pair < (int32_t)pairs_of(a->down.cols); pair++) down_pair(a, pair, first, n, sum);
     for (int64_t t = 0; t < tokens; t++)
         for (int32_t o = 0; o < n; o++) a->y[t * a->down.rows + first + o] += sum[t * n + o];
 }

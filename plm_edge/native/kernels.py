@@ -25,7 +25,7 @@ import numpy as np
 from plm_edge.errors import OutputError, UnsupportedError
 from plm_edge.native import lib
 
-BLOCK, TILE, SLICES, FEW = 32, 16, 16, 8
+BLOCK, PAIR, TILE, SLICES, FEW = 32, 64, 16, 16, 8
 FORMAT_CODES = {"F32": 0, "F16": 1, "BF16": 2, "Q8_0": 3, "Q4_0": 4, "Q4_K": 5, "Q6_K": 6}
 ARRANGEMENT_CODES = {"rows": 0, "tile16x4": 1, "group32": 2}
 ACTIVATIONS = {"int16": 32767, "int8": 127}  # the largest integer: PLM_LARGEST, PLM_BYTE

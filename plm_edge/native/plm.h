@@ -246,8 +246,11 @@ typedef struct {
     int32_t width;
 } plm_gather;
 
-/* The squared ReLU of h (T, units), and which units fired: for each group of 32 and token, count (groups, T) of them;
- * their values and their numbers in the group, token after token, in `fired` and `which` (groups, up to 32 T). */
+/* Groups of units that many tokens take together: a loop over those that fired is worth its beginning and its end. */
+enum { PLM_PAIR = 2 * PLM_BLOCK };
+
+/* The squared ReLU of h (T, units), and which units fired: for each pair of groups and token, count (pairs, T) of them;
+ * their values and their numbers in the pair, token after token, in `fired` and `which` (pairs, up to 64 T). */
 typedef struct {
     const plm_step *step;
     const float *h;
