@@ -12,6 +12,7 @@ so that one of 151,936 tokens and 151,387 merges opens without a Python object f
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import mmap
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm_edge.checkpoint.files import open_regular, refuse_lfs_pointer
-from plm_edge.errors import FileFormatError, UnsupportedError, UsageError, short
+from plm_edge.errors import DoesNotFit, FileFormatError, UnsupportedError, UsageError, short
 from plm_edge.ggml_types import ggml_type
 from plm_edge.tokenizer.strings import StringArray
 
@@ -92,7 +93,7 @@ class GgufFile:
             refuse_lfs_pointer(os.pread(fd, 64, 0), path.name)
             if size < 24:
                 raise FileFormatError(f"{path.name} has {size} bytes; a GGUF file has at least 24")
-            mapped = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+            mapped = _map(fd, size, path)
         finally:
             os.close(fd)
         metadata, tensors = _Reader(mapped, path.name).read()
@@ -115,6 +116,18 @@ class GgufFile:
         if self._mapped is None:
             raise UsageError(f"expected {self.path.name} open, found it closed; load it again")
         return self._mapped
+
+
+def _map(fd: int, size: int, path: Path) -> mmap.mmap:
+    try:
+        return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+    except OSError as why:
+        if why.errno != errno.ENOMEM:
+            raise
+        raise DoesNotFit(
+            f"{path.name}: expected {size / 2**20:,.0f} MiB of addresses to map the file, the system "
+            "allows less; raise the limit (ulimit -v) or export a smaller --quant"
+        ) from None
 
 
 class _Reader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import resource
@@ -16,6 +17,7 @@ import pytest
 from mutations import mutate
 
 from plm_edge.errors import (
+    DoesNotFit,
     FileFormatError,
     OutputError,
     PlmEdgeError,
@@ -286,6 +288,19 @@ def test_not_a_regular_file(tmp_path: Path) -> None:
     for name in ("loop", "missing"):
         with pytest.raises(OutputError, match=f"cannot read {name}"):
             GgufFile.open(tmp_path / name)
+
+
+def test_a_file_too_large_for_the_address_space_does_not_fit(tmp_path: Path) -> None:
+    large = tmp_path / "large.gguf"
+    large.write_bytes(GOOD)
+    os.truncate(large, 1 << 40)  # a hole: no disk is taken
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 39, before[1]))
+    try:
+        with pytest.raises(DoesNotFit, match=r"large.gguf: expected 1,048,576 MiB of addresses"):
+            GgufFile.open(large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_2000_mutations(tmp_path: Path) -> None:
