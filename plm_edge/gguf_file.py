@@ -125,8 +125,8 @@ def _map(fd: int, size: int, path: Path) -> mmap.mmap:
         if why.errno != errno.ENOMEM:
             raise
         raise DoesNotFit(
-            f"{path.name}: expected {size / 2**20:,.0f} MiB of addresses to map the file, the system "
-            "allows less; raise the limit (ulimit -v) or export a smaller --quant"
+            f"{path.name}: expected {size / 2**20:,.0f} MiB of addresses to map the file, the "
+            "system allows less; raise the limit (ulimit -v) or export a smaller --quant"
         ) from None
 
 
