@@ -20,7 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plm_edge.errors import FileFormatError
+import numpy as np
+from numpy.typing import NDArray
+
+from plm_edge.errors import FileFormatError, short
 from plm_edge.formats import format_of
 from plm_edge.spec import ModelSpec
 from plm_edge.tensors import TensorInfo
@@ -91,10 +94,35 @@ def factor_keys(layers: Sequence[Factors]) -> dict[str, list[float]]:
 
 def factors_of(metadata: Mapping[str, Any], spec: ModelSpec, where: str) -> tuple[Factors, ...]:
     """The factors that a file states, layer by layer. Raises FileFormatError."""
-    gates, ups = ([float(x) for x in metadata.get(key, ())] for key in (GATE_KEY, UP_KEY))
-    if len(gates) != spec.layers or len(ups) != spec.layers or min(gates + ups) <= 0:
+    gates, ups = (_powers(metadata.get(key), key, spec, where) for key in (GATE_KEY, UP_KEY))
+    with np.errstate(all="ignore"):  # what leaves float64 is no power of two either
+        products = gates * ups
+        norms = 1 / np.sqrt(products)
+    if not _are_powers(norms):
         raise FileFormatError(
-            f"{where}: expected {GATE_KEY} and {UP_KEY} above 0 for each of {spec.layers} layers, "
-            f"found {len(gates)} and {len(ups)}; export the model again"
+            f"{where}: expected {GATE_KEY} times {UP_KEY} to be powers of four, found "
+            f"{short(products)}; export the model again"
         )
-    return tuple(Factors((g * u) ** -0.5, g, u) for g, u in zip(gates, ups, strict=True))
+    layers = zip(norms.tolist(), gates.tolist(), ups.tolist(), strict=True)
+    return tuple(Factors(norm, gate, up) for norm, gate, up in layers)
+
+
+def _powers(found: object, key: str, spec: ModelSpec, where: str) -> NDArray[np.float64]:
+    """The numbers of a key, one for each layer."""
+    if (
+        isinstance(found, np.ndarray)
+        and found.dtype.kind in "fiu"
+        and found.shape == (spec.layers,)
+    ):
+        numbers = found.astype(np.float64)
+        if _are_powers(numbers):
+            return numbers
+    raise FileFormatError(
+        f"{where}: expected {key} to be powers of two above 0 for each of {spec.layers} layers, "
+        f"found {short(found)}; export the model again"
+    )
+
+
+def _are_powers(numbers: NDArray[np.float64]) -> bool:
+    """Powers of two: their mantissa is 0.5, which that of a NaN, an infinity or a 0 is not."""
+    return bool((np.frexp(numbers)[0] == 0.5).all())

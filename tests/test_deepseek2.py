@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 from metrics import close, kl, relative_error
 from numpy.typing import NDArray
+from tiny import TINY_SHAPES
 
 import plm_edge
 from plm_edge.bundle import MODEL_FILE
-from plm_edge.deepseek2 import GATE_KEY, factors_of
+from plm_edge.deepseek2 import GATE_KEY, UP_KEY, factors_of
 from plm_edge.errors import FileFormatError, NumericalError, UnsupportedError
 from plm_edge.exporters.deepseek2 import (
     EXACT,
@@ -31,6 +33,7 @@ from plm_edge.gguf_spec import spec_from_gguf
 from plm_edge.gguf_weights import GgufWeights
 from plm_edge.kinds import relu2
 from plm_edge.reference import Reference
+from plm_edge.tokenizer.strings import StringArray
 
 Bundles = Callable[..., Path]
 PAIR = ("plm", "deepseek2")
@@ -225,6 +228,43 @@ def test_another_deepseek2_is_refused(tmp_path: Path, bundle_of: Bundles) -> Non
     other.write_bytes(data[:at] + np.float32(-1).tobytes() + data[at + 4 :])
     with pytest.raises(FileFormatError, match="above 0 for each of 2 layers"):
         GgufWeights(other)
+
+
+@pytest.mark.parametrize("key", [GATE_KEY, UP_KEY])
+@pytest.mark.parametrize(
+    "found",
+    [
+        None,
+        7,  # no array
+        "2.0",
+        StringArray.of(["2.0", "2.0"]),
+        np.array([True, True]),
+        np.ones(3, np.float32),
+        np.ones(1, np.float32),
+        np.array([1, np.nan], np.float32),
+        np.array([1, np.inf], np.float32),
+        np.array([1, 0], np.float32),
+        np.array([1, -2], np.float32),
+        np.array([1, 3], np.uint32),
+        np.array([1, 2.5], np.float32),
+    ],
+    ids=lambda found: repr(found)[:40],
+)
+def test_factors_that_are_no_powers_of_two_are_refused(found: Any, key: str) -> None:
+    spec = replace(TINY_SHAPES["plain"], layers=2)
+    metadata = {GATE_KEY: np.full(2, 4, np.float32), UP_KEY: np.ones(2, np.float32)}
+    assert [each.norm for each in factors_of(metadata, spec, "a.gguf")] == [0.5, 0.5]
+    expected = rf"a\.gguf: expected {key} to be powers of two above 0 .* found .*; export the model"
+    with pytest.raises(FileFormatError, match=expected):
+        factors_of({**metadata, key: found}, spec, "a.gguf")
+
+
+@pytest.mark.parametrize("found", [2.0, 2.0**-1000, 2.0**1000])
+def test_factors_without_a_power_of_two_for_the_norm_are_refused(found: float) -> None:
+    spec = replace(TINY_SHAPES["plain"], layers=1)
+    metadata = {GATE_KEY: np.array([found]), UP_KEY: np.array([found if found != 2 else 1.0])}
+    with pytest.raises(FileFormatError, match=r"to be powers of four, found .*; export the model"):
+        factors_of(metadata, spec, "a.gguf")
 
 
 def test_the_plan_counts_up_twice_and_says_the_backend() -> None:
