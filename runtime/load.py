@@ -38,8 +38,9 @@ def load(
     """A session on a bundle folder or a .gguf file.
 
     backend: "native" reads GGUF files of layout `latent` and `plm`, "llama" (llama.cpp) those of
-    `plm` and `deepseek2`, with `gpu_layers` on the GPU (as many as fit), "onnx" or "onnx:PROVIDER"
-    a bundle's ONNX files in onnxruntime; "auto" is what the bundle was planned for.
+    `plm` and `deepseek2`, with `gpu_layers` on the GPU (all; of a card that was planned for, as
+    many as fit), "onnx" or "onnx:PROVIDER" a bundle's ONNX files in onnxruntime; "auto" is what the
+    bundle was planned for.
 
     What is not given comes from the bundle's plan (for a bare file: from its own formats), or from
     this machine where they differ: each difference is a line on stderr. force allows an `n_ctx`

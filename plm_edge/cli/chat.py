@@ -39,7 +39,11 @@ def command(
     backend: Backend = "auto",
     gpu_layers: Annotated[
         int | None,
-        typer.Option("-ngl", "--gpu-layers", help="On the GPU, with llama; as many as fit."),
+        typer.Option(
+            "-ngl",
+            "--gpu-layers",
+            help="On the GPU, with llama; all; of a card that was planned for, as many as fit.",
+        ),
     ] = None,
     isa: Annotated[str | None, typer.Option(help="Kernel set; the best of this CPU.")] = None,
     head: Head = "full",

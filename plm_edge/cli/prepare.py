@@ -39,7 +39,8 @@ def load(
     What is no bundle and no .gguf file is exported for this machine first, into the cache folder.
     force allows an `n_ctx` above the trained context. head="screened" needs an export with one.
     activations="int8" rounds coarser, for speed where the kernel set has products of bytes.
-    backend="llama" runs it in llama.cpp, with `gpu_layers` on the GPU (as many as fit).
+    backend="llama" runs it in llama.cpp, with `gpu_layers` on the GPU (all; of a card that was
+    planned for, as many as fit).
     """
     from plm_edge import runtime
 
