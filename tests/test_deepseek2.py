@@ -180,7 +180,7 @@ def test_units_are_off_by_what_is_said() -> None:
 
 @pytest.mark.parametrize("quant", ["Q8_0", "Q4_0", "Q4_K", "Q6_K"])
 def test_a_factor_is_in_the_scales_of_every_block(quant: str) -> None:
-    """Formats that are only read, too: files of others are laid out anew."""
+    """Q4_K and Q6_K, too: a file of another quantizer is laid out anew."""
     form = FORMATS[quant]
     packed = np.random.default_rng(4).integers(0, 256, (8, 2 * form.block_bytes), np.uint8)
     blocks = packed.reshape(-1, form.block_bytes)

@@ -98,7 +98,8 @@ def common(
 ) -> None:
     """Small MLA language models on small machines, with a latent cache.
 
-    MODEL is a Hugging Face folder or hub id, a bundle, a .gguf file, or `demo`.
+    MODEL is a Hugging Face folder or hub id, a bundle, a .gguf file, or `demo`; for chat, eval and
+    inspect also an .onnx file of a bundle.
     """
     ctx.obj = offline
 

@@ -21,7 +21,7 @@ def command(
     ctx: typer.Context,
     file: Annotated[Path, typer.Option("-f", "--file", help="The text, UTF-8.")],
     model: Annotated[
-        str, typer.Argument(help="Bundle, .gguf, Hugging Face folder, hub id.")
+        str, typer.Argument(help="Bundle, .gguf, .onnx, Hugging Face folder, hub id.")
     ] = "demo",
     against: Annotated[
         str | None,

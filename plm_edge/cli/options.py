@@ -23,7 +23,7 @@ MaybeQuant = Annotated[
     typer.Option(callback=_upper, help="F32, F16, BF16, Q8_0, Q6_K, Q4_K or Q4_0; what fits."),
 ]
 Pure = Annotated[
-    bool, typer.Option("--pure", help="The head in the format of the rest, not in Q8_0.")
+    bool, typer.Option("--pure", help="The head in the format of the rest, not a wider one.")
 ]
 CacheType = Annotated[
     str, typer.Option("-ctk", "--cache-type", callback=_lower, help="f16, q8_0 or f32.")
