@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -10,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import wheel_age
 from wheel_age import is_stale
 
 from plm_edge.native.build import FLAGS, ISA_FLAGS, LIBRARY, OPTIONAL, isa_flags, knows, machine_of
@@ -32,6 +34,27 @@ def wheels():
             "the wheels in dist/ are older than the sources; `make wheels` builds them anew"
         )
     return newest
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("pyproject.toml", "setup.py", "plm_edge/app.py", "plm_edge/native/a.c"),
+        *("plm_edge/native/a.h", "plm_edge/texts/a.txt", "devices/termux/run.sh"),
+        *("devices/profiles/a.toml", "devices/raspberry_pi/a@.service"),
+        *("devices/raspberry_pi/a.socket", "runtime/a.py", "exporters/a.py"),
+    ],
+)
+def test_a_younger_source_makes_a_wheel_stale(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(wheel_age, "ROOT", tmp_path)
+    wheel, source = tmp_path / "dist/a.whl", tmp_path / name
+    for path in (tmp_path / "pyproject.toml", tmp_path / "setup.py", wheel, source):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (1, 1))
+    assert not is_stale(wheel)
+    os.utime(source, (2, 2))
+    assert is_stale(wheel)
 
 
 def test_every_folder_of_python_is_a_package_of_the_wheel():

@@ -1,15 +1,16 @@
-"""Whether a wheel in dist/ is of the sources that are here."""
+"""Whether what is in dist/ is of the sources that are here."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+SUFFIXES = (".py", ".c", ".h", ".sh", ".toml", ".txt", ".service", ".socket")
 
 
-def is_stale(wheel: Path) -> bool:
-    """A source is younger than the wheel."""
-    sources = [ROOT / "pyproject.toml", *ROOT.glob("plm_edge/**/*.[ch]")]
+def is_stale(built: Path) -> bool:
+    """A source is younger than the wheel or source distribution."""
+    sources = [ROOT / "pyproject.toml", ROOT / "setup.py"]
     for folder in ("plm_edge", "devices", "exporters", "runtime"):
-        sources += (ROOT / folder).rglob("*.py")
-    return max(path.stat().st_mtime for path in sources) > wheel.stat().st_mtime
+        sources += [path for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
+    return max(path.stat().st_mtime for path in sources) > built.stat().st_mtime
