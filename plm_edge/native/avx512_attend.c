@@ -30,14 +30,15 @@ void avx512_lanes(const float *x, int32_t stride, int32_t n_lanes, int32_t n, fl
     if (c < n) plm_scalar_lanes(x + c, stride, n_lanes, n - c, y + c * PLM_TILE);
 }
 
-/* R <= 16 rows, their sums in registers. */
+/* R <= 16 rows, their sums in registers. `next` may lie past the end of what is there (cached rows narrower than
+ * halves), so it must not be made as a pointer. */
 INLINED void scores_of(const float *q, const float *x, int64_t stride, int32_t n, float scale, float *y,
-                       const uint8_t *next, int R) {
+                       uintptr_t next, int R) {
     __m512 sum[16];
     for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_ps();
     for (int32_t c = 0; c < n; c++) {
         __m512 column = _mm512_loadu_ps(q + (int64_t)c * PLM_TILE);
-        if (next && 2 * R * c % LINE == 0) _mm_prefetch((const void *)(next + 2 * R * c), _MM_HINT_T0);
+        if (next && 2 * R * c % LINE == 0) _mm_prefetch((const void *)(next + (unsigned)(2 * R * c)), _MM_HINT_T0);
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) sum[r] = _mm512_fmadd_ps(column, _mm512_set1_ps(x[r * stride + c]), sum[r]);
     }
@@ -46,10 +47,11 @@ INLINED void scores_of(const float *q, const float *x, int64_t stride, int32_t n
 
 void avx512_scores(const float *q, const float *x, int32_t stride, int32_t rows, int32_t n, float scale, float *y,
                    const uint8_t *next) {
+    uintptr_t ahead = (uintptr_t)next;
 #define ROWS(R)                                                                           \
     for (; rows >= (R); rows -= (R), x += (R) * (int64_t)stride, y += (R) * PLM_TILE) {   \
-        scores_of(q, x, stride, n, scale, y, next, (R));                                  \
-        next = next ? next + (R) * 2 * (int64_t)n : NULL;                                 \
+        scores_of(q, x, stride, n, scale, y, ahead, (R));                                 \
+        ahead = ahead ? ahead + (R) * 2 * (uintptr_t)n : 0;                               \
     }
     ROWS(16)
     ROWS(8)
