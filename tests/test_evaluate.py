@@ -172,6 +172,18 @@ def test_the_command(inside: Run, checkpoint_of: Bundles, tmp_path: Path) -> Non
     assert "Traceback" not in both.err + saved.err + read.err
 
 
+def test_what_onnx_reads_is_exported_for_it(
+    inside: Run, checkpoint_of: Bundles, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "text.txt").write_text("once upon a time there was a house by the sea " * 8)
+    asked = ("-f", "text.txt", "-c", "32", "--chunks", "1", "--backend", "onnx", "--json")
+    found = inside("eval", "demo", *asked, "--against", "demo")
+    assert found.code == 0, found.err
+    assert json.loads(found.out)["compared"]["kl"] < 0.1
+    assert inside("eval", checkpoint_of("blocks"), *asked).code == 0
+
+
 @pytest.mark.parametrize(("arguments", "code", "part"), [
     (["-f", "none.txt"], 4, "check -f"),
     (["-f", "{bytes}"], 2, "UTF-8"),

@@ -49,7 +49,7 @@ def command(
     """Perplexity of a text as llama.cpp counts it; with --against also KL and top-1 agreement."""
     from contextlib import ExitStack
 
-    from plm_edge.cli.prepare import for_backend, prepare, spec_of
+    from plm_edge.cli.prepare import for_backend, format_for, prepare, spec_of
     from plm_edge.cli.progress import Progress, Steps
     from plm_edge.cli.texts import read_text
     from plm_edge.runtime import load
@@ -57,7 +57,8 @@ def command(
     from plm_edge.runtime.logit_file import LogitFile
 
     text = read_text(file, "-f")
-    found = prepare(model, Progress("export"), ctx.obj)
+    kind = format_for(backend)
+    found = prepare(model, Progress("export"), ctx.obj, file_format=kind)
     saved = LogitFile(Path(against)) if against and LogitFile.is_one(Path(against)) else None
     if window is None:
         trained = spec_of(found).n_ctx_train
@@ -74,7 +75,8 @@ def command(
         session = opened(found)
         reference: AnySession | LogitFile | None = saved
         if against is not None and saved is None:
-            reference = opened(prepare(against, Progress("export"), ctx.obj, in_full=True))
+            full = prepare(against, Progress("export"), ctx.obj, in_full=True, file_format=kind)
+            reference = opened(full)
         result = evaluate(
             session,
             _ids(session, reference, text, against),
