@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plm_edge import head_screen
-from plm_edge.bundle import MANIFEST, MODEL_FILE, read_bundle
+from plm_edge.bundle import MANIFEST, model_file, read_bundle
 from plm_edge.checkpoint.files import Signature
 from plm_edge.errors import NumericalError, UnsupportedError
 from plm_edge.exporters.source import Source, quantizing
@@ -49,7 +49,7 @@ def gguf_of(found: Path) -> Path | None:
     """The GGUF file that `found` is, or the one of its bundle; None for a checkpoint."""
     if (found / MANIFEST).exists():
         read_bundle(found)
-        return found / MODEL_FILE
+        return model_file(found)
     return found if found.is_file() else None
 
 

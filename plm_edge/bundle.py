@@ -118,6 +118,21 @@ def read_bundle(path: Path) -> Manifest:
     return manifest
 
 
+def model_file(path: Path) -> Path:
+    """The GGUF file that `path` is, or the one in the bundle `path`; FileFormatError if none is."""
+    if not path.is_dir():
+        return path
+    file = path / MODEL_FILE
+    if file.exists():
+        return file
+    if any(path.glob("*.onnx")):
+        raise FileFormatError(
+            f"{path}: expected {MODEL_FILE}, found ONNX files only; "
+            "export with --format gguf or both"
+        )
+    raise FileFormatError(f"{path}: expected {MODEL_FILE}, found none; {_AGAIN}")
+
+
 def verify_bundle(path: Path) -> Manifest:
     """`read_bundle`, and the hash of each file. Raises FileFormatError naming the file."""
     manifest = read_bundle(path)

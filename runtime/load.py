@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from plm_edge.bundle import MODEL_FILE, read_bundle
+from plm_edge.bundle import MODEL_FILE, model_file, read_bundle
 from plm_edge.cache_layout import CacheType
 from plm_edge.devices import DeviceProfile, detect
-from plm_edge.errors import FileFormatError, UnsupportedError
+from plm_edge.errors import UnsupportedError
 from plm_edge.gguf_file import GgufFile
 from plm_edge.layouts import LAYOUTS
 from plm_edge.onnx_names import IN_PLACE
@@ -105,7 +105,7 @@ def load_native(
     """A session of our own kernels; arguments and errors as in `load`."""
     profile = detect()  # before the model: what is taken from here on is in the budget
     exported = exported_plan(path) if path.is_dir() else None
-    model = Model(path / MODEL_FILE if path.is_dir() else path)
+    model = Model(model_file(path))
     try:
         formats = {name: weight.format for name, weight in model.weights.items()}
         planned = exported or plan_of_file(
@@ -131,6 +131,5 @@ def replanned(spec: ModelSpec, planned: Plan, profile: DeviceProfile, asked: Ove
 def exported_plan(path: Path) -> Plan:
     """The plan of a bundle with a GGUF file."""
     manifest = read_bundle(path)
-    if not any(file.name == MODEL_FILE for file in manifest.files):
-        raise FileFormatError(f"{path}: expected {MODEL_FILE}, found none; export the model again")
+    model_file(path)
     return Plan.from_dict(manifest.plan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from plm_edge.bundle import MODEL_FILE
+from plm_edge.bundle import model_file
 from plm_edge.devices import detect
 from plm_edge.errors import UnsupportedError
 from plm_edge.llama_cpp import layers_that_fit
@@ -27,7 +27,7 @@ def load_llama(
     check_installed("backend llama")
     profile = detect()
     exported = exported_plan(path) if path.is_dir() else None
-    model = LlamaModel(path / MODEL_FILE if path.is_dir() else path)
+    model = LlamaModel(model_file(path))
     planned = exported or plan_of_file(
         model.spec, profile, model.layout.name, model.formats, model.weight_bytes
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Run, one_line
 from metrics import Array, close, kl, relative_error
 from tiny import TINY_SHAPES, write_tiny_checkpoint
 
@@ -22,8 +23,9 @@ from onnx_run import Growing, InPlace, in_pieces, stored_weights  # noqa: E402
 
 import plm_edge  # noqa: E402
 from plm_edge import onnx_names as names  # noqa: E402
-from plm_edge.bundle import read_bundle, verify_bundle  # noqa: E402
+from plm_edge.bundle import model_file, read_bundle, verify_bundle  # noqa: E402
 from plm_edge.checkpoint import open_checkpoint  # noqa: E402
+from plm_edge.cli.prepare import in_layout  # noqa: E402
 from plm_edge.errors import (  # noqa: E402
     ContextOverflow,
     FileFormatError,
@@ -35,6 +37,7 @@ from plm_edge.exporters import Files, export  # noqa: E402
 from plm_edge.onnx_file import OnnxFile  # noqa: E402
 from plm_edge.reference import Reference  # noqa: E402
 from plm_edge.runtime import load  # noqa: E402
+from plm_edge.runtime.load import exported_plan  # noqa: E402
 from plm_edge.tensors import tensor_table  # noqa: E402
 
 ROOM = 320  # tokens that these models are trained for
@@ -264,6 +267,26 @@ def test_what_the_backend_cannot_do_is_refused_in_a_line(onnx_bundle: Bundles) -
         load(folder, "native")
     with load(folder) as session:  # auto: what is there
         assert session.cache_type == "f32"
+
+
+def test_where_the_gguf_file_is_needed_its_absence_is_said(
+    onnx_bundle: Bundles, inside: Run, tmp_path: Path
+) -> None:
+    folder = onnx_bundle("plm")
+    said = "expected model.gguf, found ONNX files only; export with --format gguf or both"
+    one_line(inside("bench", folder, "-p", 1, "-n", 1, "-d", 0, "-r", 1), 3, said)
+    one_line(inside("export", folder, "--target", "rpi", "-o", tmp_path / "again"), 3, said)
+    one_line(inside("chat", folder, "-p", "a", "--backend", "native"), 3, said)
+    assert inside("plan", folder, "--target", "rpi").code == 0
+    for call in (
+        lambda: in_layout(folder, "plm"),
+        lambda: exported_plan(folder),
+        lambda: model_file(folder),
+    ):
+        with pytest.raises(FileFormatError, match=said):
+            call()
+    with pytest.raises(FileFormatError, match=r"expected model\.gguf, found none"):
+        model_file(tmp_path)
 
 
 def test_both_formats_in_one_bundle(onnx_bundle: Bundles, tmp_path: Path) -> None:

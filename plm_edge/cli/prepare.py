@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plm_edge
-from plm_edge.bundle import MANIFEST, MODEL_FILE
+from plm_edge.bundle import MANIFEST, MODEL_FILE, model_file
 
 if TYPE_CHECKING:
     from plm_edge.runtime import AnySession
@@ -116,7 +116,7 @@ def for_backend(
 
     check_installed("backend llama")
 
-    file = _model_file(path)
+    file = model_file(path)
     found, spec, formats = described(file)
     if found in LAYOUTS:
         return path
@@ -133,7 +133,7 @@ def in_layout(path: Path, layout: str, progress: Progress | None = None) -> Path
 
     The blocks are the same, only rearranged.
     """
-    file = _model_file(path)
+    file = model_file(path)
     if described(file)[0] == layout:
         return file
     status = file.stat()
@@ -160,10 +160,6 @@ def described(file: Path) -> tuple[str, ModelSpec, dict[str, str]]:
     finally:
         opened.close()
     return layout.name, spec, formats_of(tensors)
-
-
-def _model_file(path: Path) -> Path:
-    return path / MODEL_FILE if path.is_dir() else path
 
 
 def find(
@@ -193,7 +189,7 @@ def to_plan(model: str, offline: bool = False) -> tuple[ModelSpec, dict[str, str
     if model in SHAPES and not Path(model).exists():
         return SHAPES[model].spec, None
     found = resolve_model(model, offline, config_only=True)
-    file = _model_file(found)
+    file = found / MODEL_FILE if found.is_dir() else found
     if not file.is_file() or file.suffix != ".gguf":
         return spec_of(found), None
     _, spec, formats = described(file)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import plm_edge
-from plm_edge.bundle import MODEL_FILE
+from plm_edge.bundle import model_file
 from plm_edge.devices import detect
 from plm_edge.runtime.model import Model
 
@@ -31,7 +31,7 @@ class Subject:
     @classmethod
     def of(cls, path: Path, n_ids: int) -> Subject:
         """Of a bundle or .gguf file; the text begins again where it ends."""
-        model = Model(path / MODEL_FILE if path.is_dir() else path)
+        model = Model(model_file(path))
         try:
             ids = model.tokenizer.encode(TEXT.read_text(encoding="utf-8"))
             name = str(model.file.metadata.get("general.name", path.stem))
