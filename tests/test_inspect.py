@@ -88,6 +88,10 @@ def test_the_command(inside: Run, bundle_of: Bundles, checkpoint_of: Bundles) ->
         r"rpi4-2gb +[\d,]+ MiB with a context of 128: weights",
     ):
         assert re.search(said, short.out), said
+    lines = short.out.splitlines()
+    needs = [line[9:] for line in lines[next(i for i, x in enumerate(lines) if "needs" in x) :]]
+    for name, line in zip(devices.names(), needs, strict=True):
+        assert line.startswith(f"{name} "), line
     details = inside("inspect", bundle / MODEL_FILE, "--tensors", "--keys").out
     assert re.search(r"\d Q4_0 +160 x 64  blk\.0\.ffn_up\.weight\.tile16x4\n", details)
     assert "\ntokenizer.ggml.tokens = 352 values\n" in details

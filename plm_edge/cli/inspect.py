@@ -101,6 +101,7 @@ def _targets(shown: Inspection) -> Iterator[str]:
     from plm_edge.planned import mib
 
     label = "needs"
+    width = max((len(name) for name, _ in shown.targets), default=0) + 1
     for name, plan in shown.targets:
         said = f"does not fit: {plan}"
         if isinstance(plan, Plan):
@@ -109,7 +110,7 @@ def _targets(shown: Inspection) -> Iterator[str]:
                 f"{mib(budget.total)} with a context of {plan.n_ctx:,}: weights "
                 f"{mib(budget.weights)}, cache {mib(budget.cache)}, scratch {mib(budget.scratch)}"
             )
-        yield f"{label:9}{name:14}{said}"
+        yield f"{label:9}{name:{width}}{said}"
         label = ""
 
 
