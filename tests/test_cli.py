@@ -16,6 +16,7 @@ from command_line import PROGRAM, Ran, Run, one_line
 from tiny import TINY_SHAPES, write_tiny_checkpoint
 
 import plm_edge
+from plm_edge import devices
 from plm_edge.cli import app
 from plm_edge.cli.chat import DEMO_PROMPT
 from plm_edge.errors import FileFormatError, UsageError
@@ -192,6 +193,25 @@ def test_load_takes_what_chat_takes(
 def test_bytes_that_are_no_text_are_answered(run: Run, bundle_of: Bundles) -> None:
     ran = run("chat", bundle_of("plain"), "-n", 1, "-p", "-", stdin=b"\xff\x00\xc3")
     assert ran.code == 0
+
+
+def test_a_plan_of_all_devices_is_numbers_in_json(inside: Run) -> None:
+    """And words in the table."""
+    rows = {row["device"]: row for row in json.loads(inside("plan", "demo", "--json").out)}
+    assert list(rows) == [name for name in devices.names() if name != "host"]
+    for name, row in rows.items():
+        kinds = {key: type(value) for key, value in row.items() if key != "speed"}
+        words = ("device", "fits", "quant", "cache_type", "file")
+        assert kinds == {key: str if key in words else int for key in kinds}, name
+        assert row["speed"] is None  # its weights stay in a cache
+    one = json.loads(inside("plan", "demo", "--target", "rpi5-4gb", "--json").out)
+    assert rows["rpi5-4gb"]["cache_bytes"] == one["budget"]["cache"]
+    assert rows["rpi5-4gb"]["n_ctx"] == one["n_ctx"]
+    large = json.loads(inside("plan", "plm-1.8b", "--json").out)
+    board = next(row for row in large if row["device"] == "rpi5-4gb")
+    assert 0 < board["speed"]["full"]["high"] < board["speed"]["empty"]["high"]
+    table = inside("plan", "demo").out
+    assert re.search(r"\| rpi5-4gb \| [\d,]+ of 4,096 MiB \| .* \| unknown \| unknown \|", table)
 
 
 def test_a_longer_context_with_force(run: Run, bundle_of: Bundles) -> None:

@@ -92,43 +92,69 @@ def _file(model: str, target: str) -> str:
 
 
 def _row(name: str, model: str, spec: ModelSpec, plan_on: Any) -> dict[str, Any]:
-    """One device of the table; what does not fit has its message."""
+    """One device of the table in plain values; what does not fit has its message."""
     from plm_edge import devices
     from plm_edge.explain import expanded_bytes, level
-    from plm_edge.planned import mib
     from plm_edge.speed import estimate
 
     profile = devices.load(name)
     row: dict[str, Any] = {
         "device": name,
-        "memory": f"{profile.usable_bytes >> 20:,} of {mib(profile.ram_bytes)}",
+        "ram_bytes": profile.ram_bytes,
+        "usable_bytes": profile.usable_bytes,
     }
     try:
         plan = plan_on(profile)
     except DoesNotFit as why:
         return row | {"fits": "too tight", "why": str(why)}
     speed = estimate(plan, spec, profile)
-    expanded = expanded_bytes(plan, spec)
     return row | {
         "fits": level(plan, profile),
-        "takes": mib(plan.budget.total),
+        "total_bytes": plan.budget.total,
         "quant": plan.quant,
-        "context": f"{plan.n_ctx:,}",
-        "cache": f"{plan.cache_type}, {mib(plan.budget.cache)}",
-        "tokens/s": "unknown" if speed is None else str(speed.empty),
-        "full context": "unknown" if speed is None else str(speed.full),
-        "expanded": mib(expanded) + (", too tight" if expanded > profile.usable_bytes else ""),
+        "n_ctx": plan.n_ctx,
+        "cache_type": plan.cache_type,
+        "cache_bytes": plan.budget.cache,
+        "speed": None if speed is None else asdict(speed),
+        "expanded_bytes": expanded_bytes(plan, spec),
         "file": _file(model, name),
+    }
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    """A row as people read it."""
+    from plm_edge.planned import mib
+    from plm_edge.speed import Range
+
+    usable, speed = row["usable_bytes"], row.get("speed")
+    cells = {
+        "device": row["device"],
+        "memory": f"{usable >> 20:,} of {mib(row['ram_bytes'])}",
+        "fits": row["fits"],
+    }
+    if "why" in row:
+        return cells
+    expanded = row["expanded_bytes"]
+    return cells | {
+        "takes": mib(row["total_bytes"]),
+        "quant": row["quant"],
+        "context": f"{row['n_ctx']:,}",
+        "cache": f"{row['cache_type']}, {mib(row['cache_bytes'])}",
+        "tokens/s": "unknown" if speed is None else str(Range(**speed["empty"])),
+        "full context": "unknown" if speed is None else str(Range(**speed["full"])),
+        "expanded": mib(expanded) + (", too tight" if expanded > usable else ""),
+        "file": row["file"],
     }
 
 
 def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Markdown; what does not fit has empty cells, and its reason below."""
-    columns = list(dict.fromkeys(column for row in rows for column in row if column != "why"))
+    shown = [_cells(row) for row in rows]
+    columns = list(dict.fromkeys(column for cells in shown for column in cells))
     yield "| " + " | ".join(columns) + " |"
     yield "|" + "---|" * len(columns)
-    for row in rows:
-        yield "| " + " | ".join(str(row.get(column, "")) for column in columns) + " |"
+    for cells in shown:
+        yield "| " + " | ".join(cells.get(column, "") for column in columns) + " |"
     yield ""
     yield "tokens/s: estimates of decode speed, at first and behind a full context."
     yield "expanded: the weights, and keys and values of every head in F16 as llama.cpp keeps them."
