@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from plm_edge import head_screen
 from plm_edge.bundle import MANIFEST, model_file, read_bundle
 from plm_edge.checkpoint.files import Signature
-from plm_edge.errors import NumericalError, UnsupportedError
+from plm_edge.errors import NumericalError, UnsupportedError, UsageError
 from plm_edge.exporters.source import Source, quantizing
-from plm_edge.formats import check_finite
+from plm_edge.formats import check_finite, format_of
 from plm_edge.gguf_file import GgufFile
 from plm_edge.gguf_weights import GgufWeights
 from plm_edge.tensors import tensor_table
@@ -32,7 +32,8 @@ class GgufSource:
     formats: Mapping[str, str]
 
     def check_quant(self, quant: str) -> None:
-        """Raises UnsupportedError where `quant` would round a second time."""
+        """Raises UsageError for an unknown name, UnsupportedError where it would round again."""
+        format_of(quant, UsageError)
         table = tensor_table(self.source.spec)
         rounded = {self.formats[name] for name, info in table.items() if info.quantize}
         rounded -= {*_FLOATS, quant}

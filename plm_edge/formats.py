@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from plm_edge.errors import NumericalError, UnsupportedError, UsageError
+from plm_edge.errors import NumericalError, PlmEdgeError, UnsupportedError, UsageError
 from plm_edge.native import quantize as native
 
 
@@ -68,10 +68,10 @@ FORMATS = {
 }
 
 
-def format_of(name: str) -> Format:
-    """The format of that name, or UnsupportedError with the names there are."""
+def format_of(name: str, error: type[PlmEdgeError] = UnsupportedError) -> Format:
+    """The format of that name, or `error` with the names there are."""
     if name not in FORMATS:
-        raise UnsupportedError(f"expected a format of {', '.join(FORMATS)}, found {name!r}")
+        raise error(f"expected a format of {', '.join(FORMATS)}, found {name!r}")
     return FORMATS[name]
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from plm_edge import deepseek2, head_screen
 from plm_edge.arrangements import padded_shape
 from plm_edge.deepseek2 import Part
-from plm_edge.errors import UnsupportedError
+from plm_edge.errors import PlmEdgeError, UnsupportedError
 from plm_edge.formats import format_of
 from plm_edge.gguf_spec import DEEPSEEK2_ARCH, LATENT_ARCH, PLM_ARCH
 from plm_edge.spec import ModelSpec
@@ -77,10 +77,10 @@ class FileTensor:
     file_shape: tuple[int, ...]  # what the file declares, numpy order: nbytes follow from it
 
 
-def layout_of(name: str) -> Layout:
-    """The layout of that name, or UnsupportedError with the names there are."""
+def layout_of(name: str, error: type[PlmEdgeError] = UnsupportedError) -> Layout:
+    """The layout of that name, or `error` with the names there are."""
     if name not in LAYOUTS:
-        raise UnsupportedError(f"expected a layout of {', '.join(LAYOUTS)}, found {name!r}")
+        raise error(f"expected a layout of {', '.join(LAYOUTS)}, found {name!r}")
     return LAYOUTS[name]
 
 

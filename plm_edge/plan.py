@@ -16,7 +16,7 @@ from plm_edge.devices import ISAS, DeviceProfile
 from plm_edge.devices.memory import OWN_BYTES
 from plm_edge.errors import DoesNotFit, UsageError
 from plm_edge.formats import format_of
-from plm_edge.layouts import data_bytes, file_tensors
+from plm_edge.layouts import data_bytes, file_tensors, layout_of
 from plm_edge.llama_cpp import backend_for, cache_bytes, layout_for
 from plm_edge.planned import Budget, Plan, mib
 from plm_edge.quant_plan import choose_formats, main_format
@@ -72,6 +72,8 @@ def make_plan(
     `pure`: the head in the format of the rest. `screened`: with a screened head beside it.
     `formats`: of numbers that stay as they are, by canonical name.
     """
+    if layout is not None:
+        layout_of(layout, UsageError)
     caches = _caches(spec) if cache_type is None else (cache_type,)
     asked = [Overrides(n_ctx, kind, threads, isa) for kind in caches]
     if formats is not None:
@@ -79,7 +81,7 @@ def make_plan(
         name = main_format(spec, formats)
         plans = [_plan_of(spec, profile, name, layout, each, kept) for each in asked]
     else:
-        quants = QUANTS if quant is None else (format_of(quant).name,)
+        quants = QUANTS if quant is None else (format_of(quant, UsageError).name,)
         plans = [
             _plan(spec, profile, q, layout, each, pure, screened) for q in quants for each in asked
         ]

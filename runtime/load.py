@@ -9,7 +9,7 @@ from typing import cast
 from plm_edge.bundle import MODEL_FILE, model_file, read_bundle
 from plm_edge.cache_layout import CacheType
 from plm_edge.devices import DeviceProfile, detect
-from plm_edge.errors import UnsupportedError
+from plm_edge.errors import UnsupportedError, UsageError
 from plm_edge.gguf_file import GgufFile
 from plm_edge.layouts import LAYOUTS
 from plm_edge.onnx_names import IN_PLACE
@@ -51,7 +51,7 @@ def load(
     """
     kind, _, provider = backend.partition(":")
     if kind not in BACKENDS or (provider and kind != "onnx"):
-        raise UnsupportedError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
+        raise UsageError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
     path = Path(path)
     if kind == "auto":
         kind = _planned_backend(path)

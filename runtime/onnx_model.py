@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from plm_edge import onnx_names as names
 from plm_edge.bundle import read_bundle
 from plm_edge.cache_layout import CacheType
-from plm_edge.errors import FileFormatError, UnsupportedError
+from plm_edge.errors import FileFormatError, UnsupportedError, UsageError
 from plm_edge.onnx_file import OnnxFile
 from plm_edge.tokenizer import Tokenizer
 
@@ -47,12 +47,12 @@ def onnxruntime() -> Any:
 def choose_provider(asked: str | None, available: Sequence[str], profile: Sequence[str]) -> str:
     """The provider `asked` in onnxruntime's words, or the first of a profile that is available.
 
-    Raises UnsupportedError where the one that was asked for is not there.
+    Raises UsageError for a name there is none of, UnsupportedError where it is not there.
     """
     if asked is None:
         return next((name for name in profile if name in available), PROVIDERS["cpu"])
     if asked not in PROVIDERS:
-        raise UnsupportedError(
+        raise UsageError(
             f"expected a provider of {', '.join(PROVIDERS)}, found {asked!r}; "
             "name one behind --backend onnx:"
         )

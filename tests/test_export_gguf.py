@@ -10,7 +10,7 @@ from super_files import SPEC, write_stock
 from tiny import write_tiny_checkpoint
 
 from plm_edge.bundle import MODEL_FILE
-from plm_edge.errors import DoesNotFit, FileFormatError, UnsupportedError
+from plm_edge.errors import DoesNotFit, FileFormatError, UnsupportedError, UsageError
 from plm_edge.exporters import export
 from plm_edge.exporters import gguf_writer as writer
 from plm_edge.gguf_weights import GgufWeights
@@ -56,6 +56,8 @@ def test_floats_are_quantized_as_those_of_the_checkpoint(quant, tmp_path):
 def test_what_is_quantized_is_not_rounded_again(stock, tmp_path):
     with pytest.raises(UnsupportedError, match=r"--quant Q4_0, found Q4_K, Q6_K; leave --quant"):
         export(stock, "rpi", tmp_path / "out", quant="Q4_0")
+    with pytest.raises(UsageError, match="found 'Q9'"):
+        export(stock, "rpi", tmp_path / "out", quant="Q9")
     assert not (tmp_path / "out").exists()
 
 

@@ -253,15 +253,15 @@ def test_a_session_keeps_the_protocol(onnx_bundle: Bundles, tmp_path: Path) -> N
 
 def test_what_the_backend_cannot_do_is_refused_in_a_line(onnx_bundle: Bundles) -> None:
     folder = onnx_bundle("plm")
-    for backend, options, said in (
-        ("onnx", {"cache_type": "f16"}, "expected cache type f32"),
-        ("onnx", {"isa": "scalar"}, "expected no --isa"),
-        ("onnx", {"head": "screened"}, "expected no --head"),
-        ("onnx:cuda", {}, "found one with cpu"),
-        ("onnx:abacus", {}, "found 'abacus'"),
-        ("native:cpu", {}, "found 'native:cpu'"),
+    for backend, options, error, said in (
+        ("onnx", {"cache_type": "f16"}, UnsupportedError, "expected cache type f32"),
+        ("onnx", {"isa": "scalar"}, UnsupportedError, "expected no --isa"),
+        ("onnx", {"head": "screened"}, UnsupportedError, "expected no --head"),
+        ("onnx:cuda", {}, UnsupportedError, "found one with cpu"),
+        ("onnx:abacus", {}, UsageError, "found 'abacus'"),
+        ("native:cpu", {}, UsageError, "found 'native:cpu'"),
     ):
-        with pytest.raises(UnsupportedError, match=said):
+        with pytest.raises(error, match=said):
             load(folder, backend, **options)
     with pytest.raises(FileFormatError, match=r"expected model\.gguf"):
         load(folder, "native")

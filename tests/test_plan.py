@@ -145,14 +145,20 @@ def test_a_graphics_card_gets_what_llama_cpp_runs_there():
         ({"threads": 257}, UsageError, "257 threads, expected 1..256"),
         ({"isa": "mmx"}, UsageError, "unknown kernel set 'mmx', expected one of scalar"),
         ({"cache_type": "q3"}, UsageError, "cache type 'q3', expected one of f16"),
-        ({"quant": "Q9"}, UnsupportedError, "found 'Q9'"),
-        ({"layout": "flat"}, UnsupportedError, "found 'flat'"),
+        ({"quant": "Q9"}, UsageError, "found 'Q9'"),
+        ({"layout": "flat"}, UsageError, "found 'flat'"),
     ],
 )
 def test_what_cannot_be_is_refused(asked, error, said):
     with pytest.raises(error) as caught:
         make_plan(PLM, BOARD, **asked)
     assert said in str(caught.value)
+
+
+def test_a_layout_that_a_file_names_is_no_mistake_of_the_users():
+    plan = replace(make_plan(PLM, BOARD), layout="flat")
+    with pytest.raises(UnsupportedError, match="found 'flat'"):
+        replan_for_load(PLM, plan, BOARD)
 
 
 def test_a_matrix_that_is_not_whole_blocks_is_f16():
