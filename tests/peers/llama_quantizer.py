@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 FILE_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q4_K_S": 14, "Q4_K_M": 15, "Q6_K": 18}  # of llama.h
+
+
+@functools.cache  # llama.cpp calls it for as long as the process lives
+def _silent() -> Any:
+    from llama_cpp import llama_cpp as lib
+
+    return lib.llama_log_callback(lambda level, text, data: None)
 
 
 def llama_quantize(
@@ -30,8 +39,7 @@ def llama_quantize(
     """
     from llama_cpp import llama_cpp as lib
 
-    silent = lib.llama_log_callback(lambda level, text, data: None)
-    lib.llama_log_set(silent, ctypes.c_void_p(0))
+    lib.llama_log_set(_silent(), ctypes.c_void_p(0))
     params = lib.llama_model_quantize_default_params()
     params.nthread, params.ftype, params.pure = threads, FILE_TYPES[file_type], pure
     entries = (lib.llama_model_imatrix_data * (len(imatrix or {}) + 1))()  # the last has no name
