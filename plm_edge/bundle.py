@@ -195,6 +195,8 @@ def _beside(folder: Path, names: set[str]) -> str | None:
 def _manifest_text(path: Path) -> str:
     file = path / MANIFEST
     try:
+        if path.is_file():
+            raise FileFormatError(f"{path}: expected the folder of a bundle, found a file")
         if path.is_dir() and not file.exists():
             raise FileFormatError(f"{path}: expected a bundle, found no {MANIFEST}; {_AGAIN}")
         with file.open("rb") as opened:

@@ -11,7 +11,7 @@ from plm_edge.cache_layout import CacheType
 from plm_edge.devices import DeviceProfile, detect
 from plm_edge.errors import UnsupportedError, UsageError
 from plm_edge.gguf_file import GgufFile
-from plm_edge.layouts import LAYOUTS
+from plm_edge.layouts import LAYOUTS, layout_of
 from plm_edge.onnx_names import IN_PLACE
 from plm_edge.plan import Overrides, Plan, plan_of_file, replan_for_load
 from plm_edge.runtime.any_session import AnySession
@@ -82,7 +82,7 @@ def _planned_backend(path: Path) -> str:
         return "onnx" if (path / IN_PLACE).exists() else "native"
     if path.is_dir():
         plan = exported_plan(path)
-        either = LAYOUTS[plan.layout].backend == "native" and not is_installed()
+        either = layout_of(plan.layout).backend == "native" and not is_installed()
         return "native" if either and plan.backend == "llama" else plan.backend
     file = GgufFile.open(path)
     try:

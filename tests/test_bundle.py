@@ -77,6 +77,11 @@ def test_a_rewritten_manifest_is_accepted_so_the_next_tests_mean_something(bundl
     assert verify_bundle(bundle).producer == "plm-edge 0.1.1"
 
 
+def test_a_file_is_no_bundle(bundle):
+    with pytest.raises(FileFormatError, match=f"{MANIFEST}: expected the folder of a bundle"):
+        verify_bundle(bundle / MANIFEST)
+
+
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])
 def test_any_changed_byte_is_noticed(bundle, name):
     good = (bundle / name).read_bytes()
