@@ -168,7 +168,7 @@ def test_nobody_there(
     one_line(inside("chat", bundle_of("plain")), 2, "the prompt is empty")
     one_line(inside("chat", "-p", "-"), 2, "the prompt is empty")
     monkeypatch.setattr("plm_edge.checkpoint.hub._DEMO", checkpoint_of("plain"))
-    ran = inside("chat", "-n", 3)  # the demo shows what it can do
+    ran = inside("chat", "-n", 3, "-s", 5)  # the demo shows what it can do
     assert ran.code == 0
     assert f"> {DEMO_PROMPT}\n" in ran.err
     assert ran.err.endswith("length]\n")
