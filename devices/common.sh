@@ -48,7 +48,7 @@ install_package() {
         python3 -m venv "$@" "$venv" || fail 4 "no Python environment in $venv; is the disk full? (df -h)"
         "$venv/bin/python" -m pip install --disable-pip-version-check --no-cache-dir "$package" >&2 ||
             fail 4 "pip failed, see above; check network and disk, then run this again"
-        "$venv/bin/plm-edge" devices detect >&2 || fail 6 "the program does not run here, see above"
+        "$venv/bin/plm-edge" chat demo -p Hello -n 1 >&2 || fail 6 "the program does not run here, see above"
         sync # or a power cut could leave the mark and empty files
         : >"$venv/complete"
     fi
