@@ -224,7 +224,8 @@ def test_the_same_export_gives_the_same_bytes(
     def exported(name: str, text: Path) -> bytes:
         out = tmp_path / name
         export(checkpoint_of("blocks"), out=out, quant="Q4_0", head="screened", calibration=text)
-        assert sorted(path.name for path in out.iterdir()) == ["manifest.json", MODEL_FILE]
+        files = ["manifest.json", MODEL_FILE, "quantization.json"]
+        assert sorted(path.name for path in out.iterdir()) == files
         return (out / MODEL_FILE).read_bytes()
 
     one = exported("one", TEXT)
@@ -314,12 +315,10 @@ def test_what_cannot_be_exported(checkpoint_of: Callable[[str], Path], tmp_path:
         export(plain, out=out, layout="plm", head="screened")
     with pytest.raises(UsageError, match="found 'half'"):
         export(plain, out=out, head="half")
-    with pytest.raises(UsageError, match="add --head screened"):
-        export(plain, out=out, calibration=TEXT)
     with pytest.raises(OutputError, match="No such file"):
         export(plain, out=out, head="screened", calibration=tmp_path / "none.txt")
     (tmp_path / "short.txt").write_text("once upon a time")
-    with pytest.raises(UsageError, match="at least 2048 tokens, found 0; give a longer one"):
+    with pytest.raises(UsageError, match=r"at least \d+ tokens, found \d+; give a longer one"):
         export(plain, out=out, head="screened", calibration=tmp_path / "short.txt")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UsageError, match="expected UTF-8 text"):

@@ -307,7 +307,7 @@ FILES: dict[str, tuple[Spoil, str, int, str]] = {
         _ANSWER, 3, "schema version 1, found 9; use the version",
     ),
     "verify nothing": (nothing, "verify none", 4, "none ... No such file"),
-    "verify a file": (nothing, "verify toy.toml", 4, "toy.toml ... is this a bundle?"),
+    "verify a file": (nothing, "verify toy.toml", 3, "toy.toml: expected the folder of a bundle"),
     "bundle cut": (
         size("mine/model.gguf", 5000), _ANSWER, 3, "bytes, found 5000; copy it again",
     ),
