@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from plm_edge.bundle import read_bundle
 from plm_edge.devices import detect
 from plm_edge.errors import UnsupportedError
-from plm_edge.plan import Overrides, Plan, replan_for_load
+from plm_edge.plan import Overrides, Plan
+from plm_edge.runtime.load import replanned
 from plm_edge.runtime.onnx_model import CACHE_TYPE, OnnxModel, choose_provider, onnxruntime
 from plm_edge.runtime.onnx_session import OnnxSession
 
@@ -36,9 +36,7 @@ def load_onnx(
     here = detect()
     exported = replace(Plan.from_dict(manifest.plan), cache_type=CACHE_TYPE)
     asked = Overrides(n_ctx, None, threads, exported.isa, beyond_trained=force)
-    plan, differences = replan_for_load(manifest.spec, exported, here, asked)
-    for line in differences:
-        print(f"plm-edge: {line}", file=sys.stderr)
+    plan = replanned(manifest.spec, exported, here, asked)
     model = OnnxModel(path, plan.threads, choose_provider(provider, available, here.onnx_providers))
     try:
         return model.session(plan.n_ctx)
