@@ -46,7 +46,7 @@ def command(
     ] = None,
 ) -> None:
     """Measure reading a prompt (pp) and decoding (tg), with the bytes they move."""
-    from plm_edge.cli.prepare import prepare
+    from plm_edge.cli.prepare import laid_out, prepare
     from plm_edge.cli.progress import Progress, Steps
     from plm_edge.runtime.bench import report
     from plm_edge.runtime.bench.case import Result
@@ -61,7 +61,8 @@ def command(
     wanted_depths = _numbers("-d", depths, 0, MAX_TOKENS)
     wanted_threads = (None,) if threads is None else _numbers("-t", threads, 1, MAX_THREADS)
     progress = Progress(f"export {model} for this machine")
-    path = prepare(model, progress, ctx.obj)
+    found = prepare(model, progress, ctx.obj)
+    path = laid_out(found, "native", progress)
     progress.done()
     longest = max(wanted_depths) + max(prompt, predict)
     subject = Subject.of(path, longest)
@@ -78,7 +79,7 @@ def command(
         isa=isa,
         head=head,
         activations=activations,
-        rivals={} if versus is None else _rivals(path),
+        rivals={} if versus is None else _rivals(found),
     )
     results: list[Result] = []
     try:

@@ -143,14 +143,14 @@ def open_session(
 ) -> AnySession:
     """Prepare and load; with force the context may be longer than the model was trained for."""
     from plm_edge import runtime
-    from plm_edge.cli.prepare import for_backend, format_for, prepare, spec_of
+    from plm_edge.cli.prepare import for_backend, format_for, laid_out, prepare, spec_of
     from plm_edge.cli.progress import Progress
 
     if backend == "llama":
         runtime.check_installed("--backend llama")
     progress = Progress(f"export {model} for this machine")
     path = prepare(model, progress, offline, file_format=format_for(backend))
-    path = for_backend(path, backend, n_ctx, progress)
+    path = laid_out(for_backend(path, backend, n_ctx, progress), backend, progress)
     progress.done()
     trained = spec_of(path).n_ctx_train
     if n_ctx is not None and n_ctx > trained and not force:

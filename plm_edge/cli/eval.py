@@ -49,7 +49,7 @@ def command(
     """Perplexity of a text as llama.cpp counts it; with --against also KL and top-1 agreement."""
     from contextlib import ExitStack
 
-    from plm_edge.cli.prepare import for_backend, format_for, prepare, spec_of
+    from plm_edge.cli.prepare import for_backend, format_for, laid_out, prepare, spec_of
     from plm_edge.cli.progress import Progress, Steps
     from plm_edge.cli.texts import read_text
     from plm_edge.runtime import load
@@ -65,7 +65,9 @@ def command(
         window = saved.window if saved is not None else min(WINDOW, trained)
 
     def opened(path: Path) -> AnySession:
-        path = for_backend(path, backend, window)
+        progress = Progress(f"export {path.name} for this machine")
+        path = laid_out(for_backend(path, backend, window, progress), backend, progress)
+        progress.done()
         session = load(path, backend, threads, window, cache_type, isa, activations=activations)
         stack.callback(session.model.close)
         return stack.enter_context(session)
