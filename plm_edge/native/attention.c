@@ -26,12 +26,10 @@ const uint8_t *plm_cached_row(const plm_attention *a, int32_t at) {
 
 /* A cached row of Q8_0: [rank int8 | rank / 32 halves, the scales | rope halves]. */
 static void q8_0_to_floats(const plm_attention *a, const uint8_t *row, float *y) {
-    for (int32_t b = 0; b < a->rank / PLM_BLOCK; b++) {
-        float scale;
-        a->isa->widen((const uint16_t *)(const void *)(row + a->rank + 2 * b), 1, &scale);
-        for (int i = 0; i < PLM_BLOCK; i++) y[b * PLM_BLOCK + i] = scale * (float)(int8_t)row[b * PLM_BLOCK + i];
-    }
-    a->isa->widen((const uint16_t *)(const void *)(row + a->rank + 2 * (a->rank / PLM_BLOCK)), a->rope, y + a->rank);
+    const int32_t blocks = a->rank / PLM_BLOCK;
+    const uint16_t *scales = (const void *)(row + a->rank);
+    a->isa->widen_bytes((const int8_t *)row, scales, blocks, y);
+    a->isa->widen(scales + blocks, a->rope, y + a->rank);
 }
 
 const float *plm_float_rows(const plm_attention *a, int32_t first, int32_t n, float *space) {

@@ -167,6 +167,7 @@ const plm_isa plm_avx2 = {
     .dot = avx2_dot,
     .add = avx2_add,
     .widen = avx2_widen,
-    PLM_SCALAR_ATTENTION,
+    AVX2_ATTENTION,
+    .attends_in_floats = 1,
 };
 

@@ -109,6 +109,21 @@ static inline uint16_t largest_half(__m256i a, __m256i b) {
     return (uint16_t)~_mm_cvtsi128_si32(least);
 }
 
+/* plm_exp of eight, step by step the same. */
+static inline __m256 exp8(__m256 x) {
+    const __m256 least = _mm256_set1_ps(-87.0f);
+    __m256 n = _mm256_floor_ps(_mm256_add_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _mm256_set1_ps(0.5f)));
+    __m256 r = _mm256_sub_ps(x, _mm256_mul_ps(n, _mm256_set1_ps(0.693359375f)));
+    r = _mm256_sub_ps(r, _mm256_mul_ps(n, _mm256_set1_ps(-2.12194440e-4f)));
+    static const float term[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    __m256 p = _mm256_set1_ps(1.0f / 720);
+    for (int i = 0; i < 6; i++) p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(term[i]));
+    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvttps_epi32(n), _mm256_set1_epi32(127)), 23);
+    __m256 y = _mm256_mul_ps(p, _mm256_castsi256_ps(power));
+    y = _mm256_andnot_ps(_mm256_cmp_ps(x, least, _CMP_LT_OQ), y); /* below: 0 */
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+}
+
 /* Integers of a block of a panel. */
 enum { PANEL_BLOCK = PLM_BLOCK * PLM_TILE };
 
@@ -155,6 +170,16 @@ void avx2_exps(float *x, int32_t n);
 float avx2_dot(const float *a, const float *b, int32_t n);
 void avx2_add(float a, const float *x, int32_t n, float *y);
 void avx2_widen(const uint16_t *f16, int32_t n, float *y);
+void avx2_widen_bytes(const int8_t *q, const uint16_t *scales, int32_t blocks, float *y);
+void avx2_lanes(const float *x, int32_t stride, int32_t n_lanes, int32_t n, float *y);
+void avx2_scores(const float *q, const float *x, int32_t stride, int32_t rows, int32_t n, float scale, float *y,
+                 const uint8_t *next);
+void avx2_softmax(float *x, int32_t rows, float *most, float *sum, float *shrink);
+void avx2_blend(const float *weights, const float *x, int32_t stride, int32_t rows, int32_t n, const float *shrink,
+                int32_t lanes, float *y, int32_t y_stride);
+#define AVX2_ATTENTION                                                    \
+    .widen_bytes = avx2_widen_bytes, .lanes = avx2_lanes,                 \
+    .scores = avx2_scores, .softmax = avx2_softmax, .blend = avx2_blend
 
 /* A tile of several tokens by way of panels, which `product` multiplies; the panels are those of avx2_weave. */
 typedef void avx2_product(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,

@@ -69,21 +69,6 @@ void avx2_widen(const uint16_t *f16, int32_t n, float *y) {
     for (; i < n; i++) y[i] = plm_f16(f16[i]);
 }
 
-/* plm_exp of eight, step by step the same. */
-static inline __m256 exp8(__m256 x) {
-    const __m256 least = _mm256_set1_ps(-87.0f);
-    __m256 n = _mm256_floor_ps(_mm256_add_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _mm256_set1_ps(0.5f)));
-    __m256 r = _mm256_sub_ps(x, _mm256_mul_ps(n, _mm256_set1_ps(0.693359375f)));
-    r = _mm256_sub_ps(r, _mm256_mul_ps(n, _mm256_set1_ps(-2.12194440e-4f)));
-    static const float term[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-    __m256 p = _mm256_set1_ps(1.0f / 720);
-    for (int i = 0; i < 6; i++) p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(term[i]));
-    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvttps_epi32(n), _mm256_set1_epi32(127)), 23);
-    __m256 y = _mm256_mul_ps(p, _mm256_castsi256_ps(power));
-    y = _mm256_andnot_ps(_mm256_cmp_ps(x, least, _CMP_LT_OQ), y); /* below: 0 */
-    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-}
-
 void avx2_exps(float *x, int32_t n) {
     int32_t i = 0;
     for (; i + 8 <= n; i += 8) _mm256_storeu_ps(x + i, exp8(_mm256_loadu_ps(x + i)));

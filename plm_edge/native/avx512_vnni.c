@@ -238,6 +238,7 @@ const plm_isa plm_avx512_vnni = {
     .dot = avx512_dot,
     .add = avx512_add,
     .widen = avx512_widen,
+    .widen_bytes = avx2_widen_bytes,
     .lanes = avx512_lanes,
     .scores = avx512_scores,
     .softmax = avx512_softmax,

@@ -159,5 +159,5 @@ const plm_isa plm_avx_vnni = {
     .dot = avx2_dot,
     .add = avx2_add,
     .widen = avx2_widen,
-    PLM_SCALAR_ATTENTION,
+    AVX2_ATTENTION,
 };

@@ -28,6 +28,7 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))]
 ISA_FLAGS = {
     "avx2.c": AVX2,
+    "avx2_attend.c": AVX2,
     "avx2_panel.c": AVX2,
     "avx2_super.c": AVX2,
     "avx2_units.c": AVX2,
@@ -47,6 +48,7 @@ ISA_FLAGS = {
 X86, ARM = {"x86_64"}, {"aarch64"}
 ISA_MACHINES = {
     "avx2.c": X86,
+    "avx2_attend.c": X86,
     "avx2_panel.c": X86,
     "avx2_super.c": X86,
     "avx2_units.c": X86,

@@ -118,6 +118,8 @@ typedef struct {
     float (*dot)(const float *a, const float *b, int32_t n);
     void (*add)(float a, const float *x, int32_t n, float *y); /* y += a x */
     void (*widen)(const uint16_t *f16, int32_t n, float *y);
+    /* y = blocks of 32 bytes, each times its scale, a half. */
+    void (*widen_bytes)(const int8_t *q, const uint16_t *scales, int32_t blocks, float *y);
     /* Attention in floats, 16 heads at a time, one in each lane. The sums may be taken in any order.
      * lanes: y (n, 16) = x (n_lanes, n) transposed, its rows `stride` apart, zeros in the other lanes.
      * scores: y (rows, 16) = scale * (x (rows, n) . q (n, 16)), rows of x `stride` apart. Meanwhile memory may be asked

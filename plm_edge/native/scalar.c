@@ -313,6 +313,10 @@ static void widen(const uint16_t *f16, int32_t n, float *y) {
     for (int32_t i = 0; i < n; i++) y[i] = plm_f16(f16[i]);
 }
 
+void plm_scalar_widen_bytes(const int8_t *q, const uint16_t *scales, int32_t blocks, float *y) {
+    for (int32_t i = 0; i < blocks * PLM_BLOCK; i++) y[i] = plm_f16(scales[i / PLM_BLOCK]) * (float)q[i];
+}
+
 /* ---- attention in floats, 16 heads side by side ---- */
 
 void plm_scalar_lanes(const float *x, int32_t stride, int32_t n_lanes, int32_t n, float *y) {

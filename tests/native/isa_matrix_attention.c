@@ -1,4 +1,4 @@
-/* Attention in floats, 16 heads side by side: lanes, scores, softmax, blend. */
+/* Attention in floats, 16 heads side by side: rows of bytes widened, lanes, scores, softmax, blend. */
 #include "isa_matrix.h"
 
 static void lanes(int32_t n_lanes, int32_t n) {
@@ -10,6 +10,18 @@ static void lanes(int32_t n_lanes, int32_t n) {
     tested->lanes(values(x), stride, n_lanes, n, values(got));
     same("lanes", n_lanes, n, values(got), values(want), n * PLM_TILE);
     drop(x), drop(got), drop(want);
+}
+
+static void widened_bytes(int32_t blocks) {
+    const int32_t n = blocks * PLM_BLOCK;
+    guarded q = take((size_t)n), scales = take((size_t)blocks * 2), got = take((size_t)n * 4), want = take((size_t)n * 4);
+    for (int32_t i = 0; i < n; i++) q.at[i] = (uint8_t)below(256);
+    for (int32_t b = 0; b < blocks; b++) ((uint16_t *)(void *)scales.at)[b] = (uint16_t)below(65536); /* NaN too */
+    plm_scalar.widen_bytes((const int8_t *)q.at, (const void *)scales.at, blocks, values(want));
+    if (bend) q.at[0] ^= 0x40, *(uint16_t *)(void *)scales.at = 0x3c00;
+    tested->widen_bytes((const int8_t *)q.at, (const void *)scales.at, blocks, values(got));
+    same("widen_bytes", blocks, 0, values(got), values(want), n);
+    drop(q), drop(scales), drop(got), drop(want);
 }
 
 static void scores(int32_t rows, int32_t n, int ahead) {
@@ -69,8 +81,9 @@ static void blend(int32_t n_lanes, int32_t rows, int32_t n) {
 }
 
 void attention_in_floats(void) {
-    static const int32_t widths[] = {1, 7, 16, 33, 64, 80, 144}, rows[] = {1, 2, 4, 8, 15, 16, 32};
+    static const int32_t widths[] = {1, 7, 16, 33, 64, 80, 144}, rows[] = {1, 2, 4, 8, 15, 17, 32};
     static const int32_t some[] = {1, 3, 4, 9, 16};
+    for (int32_t blocks = 1; blocks <= 5; blocks++) widened_bytes(blocks);
     for (int i = 0; i < 7; i++)
         for (int k = 0; k < 5; k++) lanes(some[k], widths[i]);
     for (int i = 0; i < 7; i++)
