@@ -14,7 +14,13 @@ import tarfile
 from pathlib import Path
 
 VERSION = "0.3.36"
-WANTED = "/vendor/llama.cpp/models/ggml-vocab-qwen2.gguf"  # and its .inp and .out
+WANTED = (
+    "/models/ggml-vocab-qwen2.gguf",  # and its .inp and .out
+    "/ggml/src/ggml-blas/ggml-blas.cpp",
+    "/ggml/include/",  # and what else ggml-blas.cpp includes
+    "/ggml/src/ggml-impl.h",
+    "/ggml/src/ggml-backend-impl.h",
+)
 
 
 def sdist_folder() -> Path:
@@ -23,7 +29,7 @@ def sdist_folder() -> Path:
 
 
 def fetch(folder: Path) -> None:
-    """Download the archive unless it is there, and unpack the vocabulary with its vectors."""
+    """Download the archive unless it is there; unpack a vocabulary, its vectors, one backend."""
     archive = folder / f"llama_cpp_python-{VERSION}.tar.gz"
     if not archive.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +38,10 @@ def fetch(folder: Path) -> None:
         subprocess.run([*pip, *package], check=True, stdout=sys.stderr)
     with tarfile.open(archive) as tar:
         for member in tar:
-            if WANTED in member.name and member.isfile():
+            if (
+                any(f"/vendor/llama.cpp{part}" in member.name for part in WANTED)
+                and member.isfile()
+            ):
                 source = tar.extractfile(member)
                 assert source is not None  # it is a file
                 (folder / Path(member.name).name).write_bytes(source.read())

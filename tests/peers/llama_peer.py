@@ -22,14 +22,15 @@ def llama_logits(
     window: int = 0,
     steps: bool = False,
     flash: bool = False,
+    blas: Path | None = None,
 ) -> NDArray[np.float32]:
     """The file's logits (len(ids), vocab) on the CPU.
 
     Flash attention, llama.cpp's default, aborts on architecture `plm` (assert in ggml_set_rows).
     The cache would be F16 unless told otherwise: 4e-4 to 8e-4 by itself. `window`: begin anew after
-    so many ids; `steps`: one id at a time.
+    so many ids; `steps`: one id at a time; `blas`: with this backend (llama_blas.py).
     """
-    return _run(path, ids, cache, window, steps, flash)[0]
+    return _run(path, ids, cache, window, steps, flash, blas)[0]
 
 
 def llama_state_bytes(path: Path, ids: Sequence[int], flash: bool = False) -> int:
@@ -38,7 +39,13 @@ def llama_state_bytes(path: Path, ids: Sequence[int], flash: bool = False) -> in
 
 
 def _run(
-    path: Path, ids: Sequence[int], cache: str, window: int, steps: bool, flash: bool
+    path: Path,
+    ids: Sequence[int],
+    cache: str,
+    window: int,
+    steps: bool,
+    flash: bool,
+    blas: Path | None = None,
 ) -> tuple[NDArray[np.float32], int]:
     how = {
         "ids": list(ids),
@@ -46,6 +53,7 @@ def _run(
         "window": window or len(ids),
         "steps": steps,
         "flash": flash,
+        "blas": blas and str(blas),
     }
     command = [sys.executable, __file__, str(path), json.dumps(how)]
     done = subprocess.run(command, capture_output=True, check=False)
@@ -55,9 +63,15 @@ def _run(
     return logits, int(np.load(said))
 
 
-def main(path: str, ids: list[int], cache: str, window: int, steps: bool, flash: bool) -> None:
+def main(
+    path: str, ids: list[int], cache: str, window: int, steps: bool, flash: bool, blas: str | None
+) -> None:
     import llama_cpp
 
+    if blas:
+        from llama_blas import use
+
+        use(Path(blas))
     cached = {"F16": llama_cpp.GGML_TYPE_F16, "F32": llama_cpp.GGML_TYPE_F32}[cache]
     model = llama_cpp.Llama(
         path,

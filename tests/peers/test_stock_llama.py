@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from fidelity import Logits
 from gguf.quants import dequantize as theirs_dequantize
+from llama_blas import compiled
 from llama_peer import MISSING, llama_logits
 from metrics import kl, relative_error
 
@@ -89,6 +90,16 @@ def test_ours_are_nearer_to_float64(stock: Stock, layout: str, call: str) -> Non
     assert 0 < TIMES * ours < theirs
 
 
+def test_in_floats_llama_cpp_is_as_near(stock: Stock, tmp_path: Path) -> None:
+    """Its BLAS backend does not round activations, and nothing else of the difference is left."""
+    backend = compiled(tmp_path)
+    got = llama_logits(stock.path, stock.ids, "F32", fidelity.WINDOW, blas=backend)
+    ours = fidelity.our_logits(stock.path, stock.ids, "prefill", cache="f32")
+    print(f"{stock.path.name} in floats: {kl(stock.want, got):.2e}, to ours {kl(got, ours):.2e}")
+    assert kl(stock.want, got) < 1e-6
+    assert kl(got, ours) < 1e-6
+
+
 class InBytes(np.ndarray[Any, Any]):
     """A weight that its activations meet as llama.cpp has them: 8 bits, a scale for each block."""
 
@@ -136,5 +147,10 @@ def test_the_difference_is_their_activations_in_bytes(stock: Stock) -> None:
         got = [reference.logits([token])[0] for token in ids]
         return sum(relative_error(a, b) < 1e-5 for a, b in zip(theirs, got, strict=True))
 
+    text = stock.ids[:100]
+    theirs_on_text = llama_logits(stock.path, text, "F32")
+    for name, w in (("rounded as theirs", bent), ("not rounded", exact)):
+        distance = kl(theirs_on_text, Reference(weights.spec, w).logits(text))
+        print(f"{stock.path.name}, text of 100 tokens, float64 {name}: {distance:.1e}")
     assert near(bent) > 0.5 * len(ids)
     assert near(exact) == 0
