@@ -38,7 +38,8 @@ def load(
 ) -> AnySession:
     """A session on a model: a bundle, a .gguf file, a Hugging Face folder or hub id, or `demo`.
 
-    What is no bundle and no .gguf file is exported for this machine first, into the cache folder.
+    What is no bundle and no .gguf file is exported for this machine first, into the cache folder; a
+    .gguf file is read where it lies.
     force allows an `n_ctx` above the trained context. head="screened" needs an export with one.
     activations="int8" rounds coarser, for speed where the kernel set has products of bytes.
     backend="llama" runs it in llama.cpp, with `gpu_layers` on the GPU (all; of a card that was
