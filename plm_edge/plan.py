@@ -96,6 +96,12 @@ def make_plan(
     raise _does_not_fit(spec, profile, plans[0], how)
 
 
+def check_isa(name: str | None) -> None:
+    """Raises UsageError for a kernel set that no machine has; this one may still lack it."""
+    if name is not None and name not in ISAS:
+        raise UsageError(f"unknown kernel set {name!r}, expected one of {', '.join(ISAS)}")
+
+
 def replan_for_load(
     spec: ModelSpec, plan: Plan, profile: DeviceProfile, overrides: Overrides | None = None
 ) -> tuple[Plan, list[str]]:
@@ -185,8 +191,7 @@ def _fit(
     threads = cores if asked.threads is None else asked.threads
     if not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"{threads} threads, expected 1..{MAX_THREADS}")
-    if asked.isa is not None and asked.isa not in ISAS:
-        raise UsageError(f"unknown kernel set {asked.isa!r}, expected one of {', '.join(ISAS)}")
+    check_isa(asked.isa)
     plan = Plan(
         target=profile.name,
         layout=layout,

@@ -181,7 +181,7 @@ def test_the_drawing_follows_threads_of_ours(tmp_path: Path) -> None:
         (["-t", "0"], 2, "-t: expected 1 to"),
         (["-o", "xml"], 2, "-o: expected md or json or csv"),
         (["-ctk", "q9"], 2, "-ctk: expected f16"),
-        (["--isa", "mmx"], 6, "'mmx'"),
+        (["--isa", "mmx"], 2, "unknown kernel set 'mmx'"),
         (["--vs", "vllm"], 2, "--vs: expected llama.cpp"),
         (["--plot", "a.png"], 2, ".svg"),
         (["--plot", "a.svg", "-n", "0"], 2, "tokens to decode"),
