@@ -39,4 +39,7 @@ def main(text: str, model: str = "demo") -> None:
 if __name__ == "__main__":
     if len(sys.argv) - 1 not in (1, 2):
         sys.exit(__doc__)
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except plm_edge.PlmEdgeError as error:  # one line that says what to do
+        sys.exit(f"{error}")

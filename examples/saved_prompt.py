@@ -31,4 +31,7 @@ def main(text: str, question: str, model: str = "demo") -> None:
 if __name__ == "__main__":
     if len(sys.argv) - 1 not in (2, 3):
         sys.exit(__doc__)
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except plm_edge.PlmEdgeError as error:  # one line that says what to do
+        sys.exit(f"{error}")

@@ -25,4 +25,7 @@ def main(model: str = "demo") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except plm_edge.PlmEdgeError as error:  # one line that says what to do
+        sys.exit(f"{error}")

@@ -235,6 +235,29 @@ def test_each_example_runs(
         said = said.replace("n0 of", "n[1-9][0-9]* of")  # the second run reads what the first wrote
 
 
+def test_a_text_that_is_too_long_for_an_example_is_one_line(
+    tmp_path: Path, bundle_of: Callable[..., Path]
+) -> None:
+    (tmp_path / "TEXT").write_text("once upon a time " * 200)
+    command = [str(ROOT / "examples/saved_prompt.py"), "TEXT", "Why?", str(bundle_of("plm"))]
+    done = run([sys.executable, *command], tmp_path)
+    assert done.returncode == 1
+    assert "the context holds" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["perplexity.py TEXT", "saved_prompt.py TEXT Why?", "two_sessions.py"]
+)
+def test_a_model_that_is_not_there_is_one_line_of_an_example(tmp_path: Path, name: str) -> None:
+    (tmp_path / "TEXT").write_text("once upon a time")
+    command = [str(ROOT / "examples" / name.split()[0]), *name.split()[1:], "./none"]
+    done = run([sys.executable, *command], tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "found no file or folder './none'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_every_example_is_run() -> None:
     mark = next(m for m in test_each_example_runs.pytestmark if m.name == "parametrize")
     names = {case[0].split()[0] for case in mark.args[1]}
