@@ -14,7 +14,7 @@ from typing import Any
 
 from plm_edge.devices import units
 from plm_edge.devices.cores import CoreKind, parse_cores
-from plm_edge.errors import FileFormatError, OutputError
+from plm_edge.errors import FileFormatError, OutputError, UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -171,6 +171,8 @@ def _table(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             table: dict[str, Any] = tomllib.load(file)
+    except FileNotFoundError:
+        raise UsageError(f"found no profile {str(path)!r}; check its name") from None
     except OSError as error:
         raise OutputError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from plm_edge.atomic import atomic_folder, write_atomic
-from plm_edge.errors import FileFormatError, OutputError, SpecError
+from plm_edge.errors import FileFormatError, OutputError, SpecError, UsageError
 from plm_edge.spec import ModelSpec
 
 SCHEMA_VERSION = 1
@@ -197,6 +197,8 @@ def _manifest_text(path: Path) -> str:
     try:
         if path.is_file():
             raise FileFormatError(f"{path}: expected the folder of a bundle, found a file")
+        if not path.exists():
+            raise UsageError(f"found no bundle {str(path)!r}; check its name")
         if path.is_dir() and not file.exists():
             raise FileFormatError(f"{path}: expected a bundle, found no {MANIFEST}; {_AGAIN}")
         with file.open("rb") as opened:

@@ -1,7 +1,7 @@
 """Every error a user can cause, and the exit code of its class.
 
     PlmEdgeError
-      UsageError          2   an option or argument that cannot be
+      UsageError          2   an option or argument that cannot be, or names what is not there
       SpecError           3   a checkpoint that cannot be exported faithfully
       FileFormatError     3   a file that is not what it says it is
       NumericalError      3   NaN or infinity where numbers belong
@@ -25,7 +25,7 @@ class PlmEdgeError(Exception):
 
 
 class UsageError(PlmEdgeError):
-    """An option or argument has a value it cannot have."""
+    """An option or argument has a value it cannot have, or names what is not there."""
 
     exit_code = 2
 

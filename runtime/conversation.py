@@ -153,6 +153,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise UsageError(f"found no conversation {str(path)!r}; check its name") from None
     except OSError as error:
         raise OutputError(f"cannot read {path}: {error.strerror}") from None
     if len(data) > MAX_FILE_BYTES:

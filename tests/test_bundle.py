@@ -21,7 +21,7 @@ from plm_edge.bundle import (
     verify_bundle,
     write_manifest,
 )
-from plm_edge.errors import FileFormatError, OutputError, PlmEdgeError
+from plm_edge.errors import FileFormatError, OutputError, PlmEdgeError, UsageError
 
 FILES = {"model.gguf": bytes(range(256)), "notes.txt": "Erklärung".encode()}
 
@@ -121,7 +121,7 @@ def test_a_folder_without_manifest_is_not_a_model(bundle):
     (bundle / MANIFEST).unlink()
     with pytest.raises(FileFormatError, match=r"found no manifest\.json"):
         read_bundle(bundle)
-    with pytest.raises(OutputError, match="No such file"):
+    with pytest.raises(UsageError, match="found no bundle"):
         read_bundle(bundle / "none")
 
 

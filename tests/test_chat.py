@@ -380,8 +380,10 @@ def test_files_that_are_no_conversation(tmp_path: Path, data: bytes, error: str)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot read"):
+    with pytest.raises(UsageError, match="found no conversation"):
         Conversation.load(tmp_path / "none.json")
+    with pytest.raises(OutputError, match="cannot read"):
+        Conversation.load(tmp_path)
     with pytest.raises(OutputError):
         Conversation().save(tmp_path / "none" / "x.json")
 

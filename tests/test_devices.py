@@ -12,7 +12,7 @@ import pytest
 from plm_edge import devices
 from plm_edge.devices.cores import CoreKind
 from plm_edge.devices.profile import read_profile, write_profile
-from plm_edge.errors import FileFormatError, OutputError, UsageError
+from plm_edge.errors import FileFormatError, UsageError
 from plm_edge.native.kernels import isa_table
 
 GOOD = """
@@ -217,7 +217,7 @@ def test_a_bad_profile_is_refused_by_name(tmp_path, old, new, said):
 
 
 def test_a_missing_file_is_said_plainly(tmp_path):
-    with pytest.raises(OutputError, match=r"none\.toml: cannot be read: No such file"):
+    with pytest.raises(UsageError, match=r"found no profile '.*none\.toml'"):
         devices.load(str(tmp_path / "none.toml"))
 
 

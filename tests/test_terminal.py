@@ -190,7 +190,7 @@ def test_commands(start: Start, tmp_path: Path) -> None:
     assert re.findall(r"^(\w+) ", shown, re.MULTILINE)[-8:] == names.split(", ")
     say(f"/save {tmp_path}/fox", "saved 3 messages")
     say("/reset", "forgotten")
-    say(f"/load {tmp_path}/none", "cannot read")
+    say(f"/load {tmp_path}/none", "found no conversation")
     say(f"/load {tmp_path}/fox", "loaded 3 messages")
     (tmp_path / "letter.txt").write_text("Dear fox")
     say(f"/save {tmp_path}/letter.txt", "is no conversation")

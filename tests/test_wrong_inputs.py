@@ -237,7 +237,7 @@ OUTPUTS: dict[str, tuple[Spoil, str, int, str]] = {
     "a long name": (nothing, f"-o {'x' * 300}", 4, "name too long; choose a shorter name"),
     "the root": (nothing, "-o /", 4, "expected a name to write to"),
     "no target": (nothing, "-o new --target toaster", 2, "unknown target 'toaster'; known are"),
-    "no profile": (nothing, "-o new --target none.toml", 4, "none.toml ... No such file"),
+    "no profile": (nothing, "-o new --target none.toml", 2, "found no profile 'none.toml'"),
     "no profile in it": (
         text("a.toml", "[["), "-o new --target a.toml", 3, "a.toml",
     ),
@@ -306,7 +306,7 @@ FILES: dict[str, tuple[Spoil, str, int, str]] = {
         replaced(f"mine/{MANIFEST}", b'"schema_version": 1', b'"schema_version": 9'),
         _ANSWER, 3, "schema version 1, found 9; use the version",
     ),
-    "verify nothing": (nothing, "verify none", 4, "none ... No such file"),
+    "verify nothing": (nothing, "verify none", 2, "found no bundle 'none'"),
     "verify a file": (nothing, "verify toy.toml", 3, "toy.toml: expected the folder of a bundle"),
     "bundle cut": (
         size("mine/model.gguf", 5000), _ANSWER, 3, "bytes, found 5000; copy it again",
@@ -336,7 +336,7 @@ FILES: dict[str, tuple[Spoil, str, int, str]] = {
         text("a", '{"schema": 2, "settings": {}, "messages": []}'),
         f"{_ANSWER} --load a", 3, "a: expected a conversation of schema 1 ... found schema 2",
     ),
-    "no conversation": (nothing, f"{_ANSWER} --load none", 4, "cannot read none: No such file"),
+    "no conversation": (nothing, f"{_ANSWER} --load none", 2, "found no conversation 'none'"),
 }  # fmt: skip
 
 

@@ -16,6 +16,8 @@ def read_text(path: Path, option: str) -> str:
     """A file as UTF-8; `option` is where the user named it, for the message."""
     try:
         return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"found no file {str(path)!r}; check {option}") from None
     except OSError as why:
         raise OutputError(f"{path}: cannot be read: {why.strerror}; check {option}") from None
     except UnicodeDecodeError:
