@@ -7,7 +7,8 @@ that the profile has:
 measured   this package's kernels on that very machine (runtime/probe.py), a fifth either way
 observed   what engines were seen to read while they decoded; attention's products are added at the
            low end, at the measured float rate, where one is known
-nominal    the bandwidth of the memory alone: nobody reaches it, so it is only an upper bound
+nominal    the bandwidth of the memory alone (a plain read, where that is all that is known): nobody
+           reaches it, so it is only an upper bound
 """
 
 from __future__ import annotations
@@ -138,9 +139,10 @@ def _from_engines(plan: Plan, profile: DeviceProfile, work: _Work) -> Speed | No
 
 
 def _from_memory(profile: DeviceProfile, work: _Work) -> Speed | None:
-    rate, attribute = profile.read_bytes_per_s, "read_bytes_per_s"
+    # nominal first: a bound of one machine and a measurement of its sister would not compare
+    rate, attribute = profile.nominal_bytes_per_s, "nominal_bytes_per_s"
     if rate is None:
-        rate, attribute = profile.nominal_bytes_per_s, "nominal_bytes_per_s"
+        rate, attribute = profile.read_bytes_per_s, "read_bytes_per_s"
     if rate is None:
         return None
     kind = "a plain read of" if attribute == "read_bytes_per_s" else "the nominal bandwidth,"
