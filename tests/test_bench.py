@@ -161,6 +161,7 @@ def test_the_drawing_follows_threads_of_ours(tmp_path: Path) -> None:
     write_plot(tmp_path / "a.svg", "<bent & broken>", results)
     drawn = ET.parse(tmp_path / "a.svg").getroot()
     assert len(drawn.findall("{*}polyline")) == 8
+    assert [text.text for text in drawn.findall("{*}text")].count("tokens of context") == 2
     assert drawn.findall("{*}text")[0].text == "Decoding <bent & broken>"
 
 

@@ -101,6 +101,7 @@ def _panel(panel: Panel, colours: Mapping[str, str]) -> Iterator[str]:
         x, y = panel.place(value, 0)
         yield f'<path d="M{x:.1f} {y:.1f}v5" stroke="#555"/>'
         yield _text(x, y + 20, f"{value:,.10g}")
+    yield _text(panel.left + _PANEL_WIDTH / 2, _TOP + _PANEL_HEIGHT + 38, "tokens of context")
     x, y = panel.place(0, 0)
     yield f'<path d="M{x:.1f} {_TOP}V{y:.1f}h{_PANEL_WIDTH}" fill="none" stroke="#555"/>'
     for name, points in panel.lines.items():
