@@ -83,6 +83,7 @@ def test_the_command(inside: Run, bundle_of: Bundles, checkpoint_of: Bundles) ->
     short = inside("inspect", bundle)
     for said in (
         r"layout   latent \(architecture plm-edge-latent\): runs in the native session\n",
+        r"model    .* units, vocabulary 352, head tied, context 128\n",
         r"formats  Q4_0 +\d+ +[\d,]+ values +[\d,]+ bytes +4\.500 bits each\n",
         r"cache    f16 +512 bytes a token\n",
         r"rpi4-2gb +[\d,]+ MiB with a context of 128: weights",

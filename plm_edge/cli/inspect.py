@@ -92,7 +92,8 @@ def _model(spec: ModelSpec) -> str:
     return (
         f"{spec.layers} layers of {spec.d_model}, {spec.heads} heads ({spec.nope} + {spec.rope} "
         f"rotated, values {spec.v_head}), latent {spec.rank}, {spec.d_ffn:,} units, "
-        f"{spec.vocab:,} tokens{', head tied' if spec.tied else ''}, context {spec.n_ctx_train:,}"
+        f"vocabulary {spec.vocab:,}{', head tied' if spec.tied else ''}, "
+        f"context {spec.n_ctx_train:,}"
     )
 
 
