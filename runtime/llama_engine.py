@@ -39,13 +39,13 @@ class Setting:
     outputs: int | None = None  # of them at most, whose logits are wanted
 
 
+CURE = "pip install 'plm-edge[llama]'"
+
+
 def check_installed(wish: str) -> None:
     """Raises UnsupportedError with the cure where llama-cpp-python is missing."""
     if not is_installed():
-        raise UnsupportedError(
-            f"{wish}: expected the package llama-cpp-python, found none; "
-            "pip install 'plm-edge[llama]'"
-        )
+        raise UnsupportedError(f"{wish}: expected the package llama-cpp-python, found none; {CURE}")
 
 
 def is_installed() -> bool:

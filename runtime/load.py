@@ -15,7 +15,7 @@ from plm_edge.layouts import LAYOUTS, layout_of
 from plm_edge.onnx_names import IN_PLACE
 from plm_edge.plan import Overrides, Plan, plan_of_file, replan_for_load
 from plm_edge.runtime.any_session import AnySession
-from plm_edge.runtime.llama_engine import is_installed
+from plm_edge.runtime.llama_engine import CURE, is_installed
 from plm_edge.runtime.model import Model
 from plm_edge.runtime.session import Session
 from plm_edge.spec import ModelSpec
@@ -83,7 +83,14 @@ def _planned_backend(path: Path) -> str:
     if path.is_dir():
         plan = exported_plan(path)
         either = layout_of(plan.layout).backend == "native" and not is_installed()
-        return "native" if either and plan.backend == "llama" else plan.backend
+        if not (either and plan.backend == "llama"):
+            return plan.backend
+        print(
+            f"plm-edge: backend native, not llama as planned for {plan.target}: llama-cpp-python "
+            f"is not installed; {CURE}",
+            file=sys.stderr,
+        )
+        return "native"
     file = GgufFile.open(path)
     try:
         arch = file.metadata.get("general.architecture")

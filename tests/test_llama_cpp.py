@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_line import Run
 from tiny import TINY_SHAPES, write_tiny_checkpoint
 
 import plm_edge
@@ -86,3 +88,30 @@ def test_an_export_for_a_card(tmp_path: Path) -> None:
     assert (manifest.plan["layout"], manifest.plan["backend"]) == ("deepseek2", "llama")
     named = plm_edge.export(checkpoint, "gpu", tmp_path / "named", quant="Q4_0", layout="plm")
     assert (named.plan["layout"], named.plan["backend"]) == ("plm", "llama")
+
+
+def test_a_card_without_llama_cpp_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_tiny_checkpoint(tmp_path / "hf", TINY_SHAPES["plm"])
+    plm_edge.export(checkpoint, "gpu", tmp_path / "out", quant="Q4_0", layout="plm")
+    module = importlib.import_module("plm_edge.runtime.load")  # the package has a function load
+    monkeypatch.setattr(module, "is_installed", lambda: False)
+    with plm_edge.load(tmp_path / "out") as session:
+        assert session.step(1).size
+    (said,) = [line for line in capfd.readouterr().err.splitlines() if "backend" in line]
+    assert said.startswith("plm-edge: backend native, not llama as planned for GeForce RTX 3060")
+    assert said.endswith("llama-cpp-python is not installed; pip install 'plm-edge[llama]'")
+
+
+def test_an_export_says_which_extra_runs_it(inside: Run, tmp_path: Path) -> None:
+    checkpoint = write_tiny_checkpoint(tmp_path / "hf", TINY_SHAPES["plm"])
+
+    def hint(*arguments: str) -> str:
+        ran = inside("export", checkpoint, "--target", "host", "--force", "-o", "out", *arguments)
+        return next(line for line in ran.out.splitlines() if line.startswith("wrote "))
+
+    assert hint().endswith("plm-edge chat out")
+    assert hint("--layout", "deepseek2").endswith("chat out (after pip install 'plm-edge[llama]')")
+    assert hint("--format", "onnx").endswith("chat out (after pip install 'plm-edge[onnx]')")
+    assert hint("--format", "both").endswith("chat out")

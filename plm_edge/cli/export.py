@@ -108,9 +108,19 @@ def _print(out: Path, manifest: Manifest) -> None:
     for line in _gains(out):
         print(line)
     print(f"{plan['budget']['cache']:>14,} bytes  cache for the whole context")
-    print(f"wrote {out}; talk to it: plm-edge chat {out}")
+    print(f"wrote {out}; talk to it: plm-edge chat {out}{_extra(manifest)}")
     if any(file.name == README for file in manifest.files):
         print(f"how to get it there: {out / README}")
+
+
+def _extra(manifest: Manifest) -> str:
+    """What must be installed for that, where our own kernels do not run it."""
+    from plm_edge.bundle import MODEL_FILE
+
+    name = "llama" if manifest.plan["backend"] == "llama" else None
+    if all(file.name != MODEL_FILE for file in manifest.files):
+        name = "onnx"
+    return "" if name is None else f" (after pip install 'plm-edge[{name}]')"
 
 
 def _gains(out: Path) -> Iterator[str]:
