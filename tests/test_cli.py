@@ -143,6 +143,23 @@ def test_a_folder_is_exported_once_into_the_cache(
     assert len(list((tmp_path / ".cache/plm-edge").iterdir())) == 2
 
 
+def test_a_cache_folder_that_cannot_be_is_one_line(
+    inside: Run,
+    checkpoint_of: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cure = "; set XDG_CACHE_HOME to a folder you may write to\n"
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    ran = inside("chat", checkpoint_of("plain"), "-p", "a")
+    one_line(ran, 4, f"the cache folder {tmp_path}/.cache/plm-edge cannot be written to{cure}")
+    (tmp_path / ".cache/plm-edge").rmdir()
+    (tmp_path / ".cache").rmdir()
+    (tmp_path / ".cache").write_text("")
+    ran = inside("chat", checkpoint_of("plain"), "-p", "a")
+    one_line(ran, 4, f"no cache folder {tmp_path}/.cache/plm-edge: Not a directory{cure}")
+
+
 def test_minus_one_unsets_what_was_saved(inside: Run, bundle_of: Bundles, tmp_path: Path) -> None:
     talk = Conversation(sampler=Sampler(seed=123), max_tokens=2)
     talk.save(tmp_path / "talk.json")

@@ -81,7 +81,7 @@ def prepare(
     if not (folder / MANIFEST).exists():
         from plm_edge.exporters import Files, export
 
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        _make_cache_folder()
         # force: another process may put the same bundle there meanwhile.
         files = Files(file_format)
         export(str(found), "host", folder, quant=quant, files=files, force=True, progress=progress)
@@ -145,7 +145,7 @@ def in_layout(path: Path, layout: str, progress: Progress | None = None) -> Path
     if not (folder / MANIFEST).exists():
         from plm_edge.exporters.relayout import relayout
 
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        _make_cache_folder()
         relayout(file, layout, folder, force=True, progress=progress)
     return folder / MODEL_FILE
 
@@ -242,6 +242,17 @@ def cache_folder() -> Path:
     """Where exports for this machine are kept."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "plm-edge"
+
+
+def _make_cache_folder() -> None:
+    folder = cache_folder()
+    cure = "set XDG_CACHE_HOME to a folder you may write to"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as why:
+        raise OutputError(f"no cache folder {folder}: {why.strerror}; {cure}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"the cache folder {folder} cannot be written to; {cure}")
 
 
 def cache_key(source: Path, quant: str | None = None) -> str:
