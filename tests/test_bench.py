@@ -99,6 +99,21 @@ def test_json_says_everything(bundle_of: Bundles, tmp_path: Path) -> None:
     assert abs(deeper - cached) <= units
 
 
+def test_depths_that_nobody_asked_for_end_where_the_training_did(
+    bundle_of: Bundles, tmp_path: Path
+) -> None:
+    few = ("-n", "1", "-r", "1", "-t", "1", "-o", "json")
+    done = bench(tmp_path, bundle_of("plain"), *few)
+    tests = [row["test"] for row in json.loads(done.stdout)["results"]]
+    assert tests == ["pp128", "tg1"]
+    said = "plm-edge: -d 0: trained for 128 tokens; -d goes beyond\n"
+    assert said in done.stderr
+    done = bench(tmp_path, bundle_of("plain"), *few, "-p", "150", "-d", "0,200")
+    tests = [row["test"] for row in json.loads(done.stdout)["results"]]
+    assert tests == ["pp150", "tg1", "pp150 @ d200", "tg1 @ d200"]
+    assert "trained" not in done.stderr
+
+
 def tokens_of(row: dict[str, str]) -> int:
     return int(row["test"].split()[0][2:])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from plm_edge.cli.options import Activations, CacheType, Head
 from plm_edge.errors import OutputError, UnsupportedError, UsageError
 
 RIVAL = "llama.cpp"
+PROMPT, DEPTHS = 512, (0, 1024, 4096)  # where none are asked for, as far as trained
 MAX_TOKENS = 1 << 20  # of a prompt, an answer, a depth
 
 
@@ -20,14 +22,20 @@ def command(
         str, typer.Argument(help="Hugging Face folder, hub id, bundle, .gguf, or demo.")
     ] = "demo",
     prompt: Annotated[
-        int, typer.Option("-p", "--n-prompt", help="Tokens of a prompt; 0: none.")
-    ] = 512,
+        int | None,
+        typer.Option("-p", "--n-prompt", help="Tokens of a prompt; 0: none.  [default: 512]"),
+    ] = None,
     predict: Annotated[
         int, typer.Option("-n", "--n-gen", help="Tokens decoded one by one; 0: none.")
     ] = 128,
     depths: Annotated[
-        str, typer.Option("-d", "--n-depth", help="Tokens cached before, separated by commas.")
-    ] = "0,1024,4096",
+        str | None,
+        typer.Option(
+            "-d",
+            "--n-depth",
+            help="Tokens cached before, separated by commas.  [default: 0,1024,4096, as trained]",
+        ),
+    ] = None,
     threads: Annotated[
         str | None,
         typer.Option("-t", "--threads", help="Numbers; as planned for this machine."),
@@ -46,7 +54,7 @@ def command(
     ] = None,
 ) -> None:
     """Measure reading a prompt (pp) and decoding (tg), with the bytes they move."""
-    from plm_edge.cli.prepare import laid_out, prepare
+    from plm_edge.cli.prepare import laid_out, prepare, spec_of
     from plm_edge.cli.progress import Progress, Steps
     from plm_edge.runtime.bench import report
     from plm_edge.runtime.bench.case import Result
@@ -55,22 +63,28 @@ def command(
     from plm_edge.runtime.bench.subject import Subject
     from plm_edge.workspace import MAX_THREADS
 
-    _check_counts(prompt, predict, repetitions)
+    n_prompt = PROMPT if prompt is None else prompt
+    _check_counts(n_prompt, predict, repetitions)
     _check_names(cache_type, isa, output, versus, head, activations)
     _check_plot(plot, predict)
-    wanted_depths = _numbers("-d", depths, 0, MAX_TOKENS)
+    wanted_depths = DEPTHS if depths is None else _numbers("-d", depths, 0, MAX_TOKENS)
     wanted_threads = (None,) if threads is None else _numbers("-t", threads, 1, MAX_THREADS)
     progress = Progress(f"export {model} for this machine")
     found = prepare(model, progress, ctx.obj)
     path = laid_out(found, "native", progress)
     progress.done()
-    longest = max(wanted_depths) + max(prompt, predict)
+    trained = spec_of(path).n_ctx_train
+    if prompt is None:
+        n_prompt = min(n_prompt, trained)
+    if depths is None:
+        wanted_depths = _as_trained(trained)
+    longest = max(wanted_depths) + max(n_prompt, predict)
     subject = Subject.of(path, longest)
     task = Task(
         model=path,
         layout=subject.layout,
         ids=subject.ids,
-        prompt=prompt,
+        prompt=n_prompt,
         predict=predict,
         depths=wanted_depths,
         threads=wanted_threads,
@@ -90,6 +104,15 @@ def command(
             print(report.report(output, subject.facts(versus is not None), results), flush=True)
     if plot is not None:
         write_plot(plot, subject.name, results)
+
+
+def _as_trained(n_ctx: int) -> tuple[int, ...]:
+    """The depths where none are asked for; what is left out is a line on stderr."""
+    depths = tuple(depth for depth in DEPTHS if depth <= n_ctx)
+    if depths != DEPTHS:
+        said = ",".join(map(str, depths))
+        print(f"plm-edge: -d {said}: trained for {n_ctx:,} tokens; -d goes beyond", file=sys.stderr)
+    return depths
 
 
 # What the options alone can tell to be wrong is said before anything is made or measured.
