@@ -43,6 +43,8 @@ def started(path: Path, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False
     options.log_severity_level = 3
+    # As in our session: or the threads of the one that ran before spin on beside the next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

@@ -107,6 +107,8 @@ class OnnxModel:
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # every call has other shapes
         options.log_severity_level = 3  # errors: they come back as exceptions too
+        # Between two calls its threads would spin on, beside the sampler or another session.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         wanted = list(dict.fromkeys([self.provider, PROVIDERS["cpu"]]))
         try:
             return ort.InferenceSession(str(self.path / names.IN_PLACE), options, providers=wanted)

@@ -100,15 +100,27 @@ def heads_of(spec: ModelSpec, kv_b: NDArray[np.float32]) -> tuple[NDArray[Any], 
 def head_arrays(name: str, fmt: str, shape: tuple[int, int, int], standard: bool) -> list[Array]:
     """The arrays of one product for each head, of shape (heads, in, out).
 
-    Quantized: one matrix (out, in) for each head, or of all heads, (heads * out, in), where the
-    operators are the standard's.
+    Quantized: one matrix (2 * out, in) for each pair of heads, or of all heads, (heads * out, in),
+    where the operators are the standard's.
     """
     heads, inner, outer = shape
     if fmt in FLOATS:
         return [Array(name, FLOATS[fmt], shape)]
     if standard:
         return matrix(name, fmt, heads * outer, inner, standard)
-    return [a for k in range(heads) for a in matrix(f"{name}.{k}", fmt, outer, inner, standard)]
+    group = heads_together(heads)
+    made = [
+        matrix(f"{name}.{k}", fmt, group * outer, inner, standard) for k in range(heads // group)
+    ]
+    return [array for pair in made for array in pair]
+
+
+def heads_together(heads: int) -> int:
+    """How many heads one MatMulNBits multiplies, each with the matrices of all of them.
+
+    Of a pair, half of what is multiplied is thrown away; still it is faster than two nodes.
+    """
+    return 2 if heads % 2 == 0 else 1
 
 
 def head_pieces(
@@ -120,7 +132,8 @@ def head_pieces(
         yield name, quantize(fmt, flat)
         return
     rows = products.transpose(0, 2, 1)  # (heads, out, in)
-    for k, part in enumerate([rows.reshape(-1, rows.shape[-1])] if standard else rows):
+    count = 1 if standard else len(rows) // heads_together(len(rows))
+    for k, part in enumerate(rows.reshape(count, -1, rows.shape[-1])):
         packed = quantize(fmt, np.ascontiguousarray(part))
         q, scales = integers(fmt, packed, standard)
         inner = name if standard else f"{name}.{k}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import TensorProto
 
-from plm_edge.exporters.onnx.arrays import BITS, BLOCK, FLOATS
+from plm_edge.exporters.onnx.arrays import BITS, BLOCK, FLOATS, heads_together
 from plm_edge.exporters.onnx.graph import Graph
 from plm_edge.exporters.onnx.store import Store
 
@@ -53,13 +53,18 @@ class Products:
         g, fmt, (heads, inner, outer) = self.g, self.store.format(weight), shape
         with g.scope(name):
             if fmt in BITS and not self.store.standard:
-                # MatMulNBits has no batch of weights: one node for each head.
-                parts = g.split(x, [1] * heads, 1, "heads")
+                # MatMulNBits has no batch of weights: one node for each pair of heads, where each
+                # meets both matrices; of (head, matrix) the products with its own are kept.
+                group = heads_together(heads)
+                parts = g.split(x, [group] * (heads // group), 1, "pairs")
                 made = [
-                    self._n_bits(f"{weight}.{k}", fmt, part, ("places", 1), f"head.{k}")
+                    self._n_bits(f"{weight}.{k}", fmt, part, ("places", group), f"pair.{k}")
                     for k, part in enumerate(parts)
                 ]
-                return g.op("Concat", *made, name="joined", axis=1)
+                joined = g.op("Concat", *made, name="joined", axis=1)  # (N, heads, group * out)
+                each = g.op("Reshape", joined, g.ints(0, heads * group, outer), name="each")
+                own = g.ints(*(group * head + head % group for head in range(heads)))
+                return g.op("Gather", each, own, name="own", axis=1)
             if fmt in BITS:
                 flat = self._dequantized(weight)  # (heads * out, in)
                 stacked = g.op("Reshape", flat, g.ints(heads, outer, inner), name="stacked")
