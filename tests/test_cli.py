@@ -35,6 +35,12 @@ def test_version_and_help(run: Run, inside: Run) -> None:
         assert inside(name, "--help").code == 0
 
 
+def test_every_command_calls_a_model_the_same(inside: Run) -> None:
+    for name in ("export", "chat", "plan", "bench", "eval", "inspect"):
+        shown = " ".join(inside(name, "--help").out.split())
+        assert "MODEL Hugging Face folder, hub id, bundle, .gguf file, " in shown, name
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from plm_edge.cli.options import Activations, CacheType, Head
+from plm_edge.cli.options import Activations, CacheType, Head, Model
 from plm_edge.errors import OutputError, UnsupportedError, UsageError
 
 RIVAL = "llama.cpp"
@@ -18,9 +18,7 @@ MAX_TOKENS = 1 << 20  # of a prompt, an answer, a depth
 
 def command(
     ctx: typer.Context,
-    model: Annotated[
-        str, typer.Argument(help="Hugging Face folder, hub id, bundle, .gguf, or demo.")
-    ] = "demo",
+    model: Model = "demo",
     prompt: Annotated[
         int | None,
         typer.Option("-p", "--n-prompt", help="Tokens of a prompt; 0: none.  [default: 512]"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plm_edge.cli.options import Activations, Backend, Head, MaybeCacheType
+from plm_edge.cli.options import Activations, Backend, Head, MaybeCacheType, ModelOrOnnx
 from plm_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ DEMO_PROMPT = "Tell me a tale about a fox"  # where nobody is there to ask
 
 def command(
     ctx: typer.Context,
-    model: Annotated[
-        str, typer.Argument(help="Hugging Face folder, hub id, bundle, .gguf, or demo.")
-    ] = DEMO,
+    model: ModelOrOnnx = DEMO,
     prompt: Annotated[
         str | None,
         typer.Option("-p", "--prompt", help="Answer this and end; - or a pipe: all of stdin."),

@@ -43,7 +43,9 @@ def list_(as_json: Json = False) -> None:
 
 @app.command("show")
 def show(
-    name: Annotated[str, typer.Argument(help="A profile, an alias, `host` or a .toml file.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A profile, an alias, `host` or a .toml file.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Every number of one machine, with its source."""

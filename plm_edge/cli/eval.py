@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plm_edge.cli.options import Activations, Backend, MaybeCacheType
+from plm_edge.cli.options import Activations, Backend, MaybeCacheType, ModelOrOnnx
 
 if TYPE_CHECKING:
     from plm_edge.runtime.any_session import AnySession
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 def command(
     ctx: typer.Context,
     file: Annotated[Path, typer.Option("-f", "--file", help="The text, UTF-8.")],
-    model: Annotated[
-        str, typer.Argument(help="Bundle, .gguf, .onnx, Hugging Face folder, hub id.")
-    ] = "demo",
+    model: ModelOrOnnx = "demo",
     against: Annotated[
         str | None,
         typer.Option(

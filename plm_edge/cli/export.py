@@ -13,6 +13,7 @@ from plm_edge.cli.options import (
     Layout,
     MaybeCacheType,
     MaybeQuant,
+    Model,
     OnnxStandard,
     Pure,
 )
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 
 def command(
     ctx: typer.Context,
-    model: Annotated[
-        str, typer.Argument(help="Hugging Face folder, hub id, .gguf file, bundle, or demo.")
-    ],
+    model: Model,
     target: Annotated[str, typer.Option("--target", help="A device: see plm-edge devices.")],
     file_format: FileFormat = "gguf",
     onnx_standard: OnnxStandard = False,

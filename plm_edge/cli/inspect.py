@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from plm_edge.cli.options import ModelOrOnnx
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -22,7 +24,7 @@ _RUNS = {
 
 def command(
     ctx: typer.Context,
-    file: Annotated[str, typer.Argument(help="A .gguf file, a bundle, or any other MODEL.")],
+    model: ModelOrOnnx,
     tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor.")] = False,
     keys: Annotated[bool, typer.Option("--keys", help="Every key of the file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, all of it.")] = False,
@@ -35,7 +37,7 @@ def command(
     from plm_edge.inspection import inspect
     from plm_edge.onnx_inspection import inspect_onnx
 
-    found = prepare(file, Progress("export"), ctx.obj)
+    found = prepare(model, Progress("export"), ctx.obj)
     onnx = None
     if found.is_dir():
         read_bundle(found)

@@ -15,6 +15,14 @@ def _lower(name: str | None) -> str | None:
     return None if name is None else name.lower()
 
 
+_MODELS = "Hugging Face folder, hub id, bundle, .gguf file"
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODELS}, or demo.")]
+ModelOrOnnx = Annotated[
+    str, typer.Argument(metavar="MODEL", help=f"{_MODELS}, .onnx file of a bundle, or demo.")
+]
+ModelOrShape = Annotated[
+    str, typer.Argument(metavar="MODEL", help=f"{_MODELS}, demo, or the shape plm-1.8b.")
+]
 Quant = Annotated[
     str, typer.Option(callback=_upper, help="F32, F16, BF16, Q8_0, Q6_K, Q4_K or Q4_0.")
 ]

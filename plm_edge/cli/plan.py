@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plm_edge.cli.options import Layout, MaybeCacheType, MaybeQuant, Pure
+from plm_edge.cli.options import Layout, MaybeCacheType, MaybeQuant, ModelOrShape, Pure
 from plm_edge.errors import DoesNotFit
 
 if TYPE_CHECKING:
@@ -22,10 +22,7 @@ HOST = "host"
 
 def command(
     ctx: typer.Context,
-    model: Annotated[
-        str,
-        typer.Argument(help="Hugging Face folder, hub id, bundle, .gguf, demo, or plm-1.8b."),
-    ],
+    model: ModelOrShape,
     target: Annotated[
         str | None, typer.Option("--target", help="A device; a table of all of them if none.")
     ] = None,

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 
-def command(bundle: Annotated[Path, typer.Argument(help="A folder that export wrote.")]) -> None:
+def command(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that export wrote.")],
+) -> None:
     """Check the size and hash of every file of a bundle."""
     from plm_edge.bundle import verify_bundle
 
