@@ -185,7 +185,7 @@ def test_what_onnx_reads_is_exported_for_it(
 
 
 @pytest.mark.parametrize(("arguments", "code", "part"), [
-    (["-f", "none.txt"], 4, "check -f"),
+    (["-f", "none.txt"], 2, "check -f"),
     (["-f", "{bytes}"], 2, "UTF-8"),
     (["-f", "{text}", "-c", "4000"], 2, "context of 4000"),
     (["-f", "{text}", "-c", "100", "--against", "./none"], 2, "./none"),

@@ -25,7 +25,6 @@ from plm_edge.cli.texts import CALIBRATION as TEXT
 from plm_edge.errors import (
     FileFormatError,
     NumericalError,
-    OutputError,
     UnsupportedError,
     UsageError,
 )
@@ -315,7 +314,7 @@ def test_what_cannot_be_exported(checkpoint_of: Callable[[str], Path], tmp_path:
         export(plain, out=out, layout="plm", head="screened")
     with pytest.raises(UsageError, match="found 'half'"):
         export(plain, out=out, head="half")
-    with pytest.raises(OutputError, match="No such file"):
+    with pytest.raises(UsageError, match="found no file"):
         export(plain, out=out, head="screened", calibration=tmp_path / "none.txt")
     (tmp_path / "short.txt").write_text("once upon a time")
     with pytest.raises(UsageError, match=r"at least \d+ tokens, found \d+; give a longer one"):
