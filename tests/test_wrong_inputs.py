@@ -429,6 +429,31 @@ def test_the_installed_program_says_the_same(here: Path, name: str) -> None:
     assert tree(here) == before
 
 
+CLEAR = "\r\x1b[K"
+
+
+@pytest.mark.parametrize("words", ["export hf --target rpi -o new", "inspect hf", "chat hf -p a"])
+def test_the_bar_of_an_export_goes_before_its_error(here: Path, words: str) -> None:
+    weight("model.norm.weight", np.inf)(here)
+    env = {"PATH": os.environ["PATH"], "HOME": str(here)}
+    with PtyRun([PROGRAM, *words.split()], env, here) as terminal:
+        assert terminal.ends() == 3
+        bar, *_, error = terminal.seen.decode().split(CLEAR)
+    assert "[###" in bar
+    assert error.startswith("plm-edge: ")
+
+
+@pytest.mark.parametrize("words", ["inspect hf", "eval hf -f long.txt"])
+def test_a_line_takes_the_place_of_the_bar(here: Path, words: str) -> None:
+    text("long.txt", "once upon a time " * 200)(here)
+    env = {"PATH": os.environ["PATH"], "HOME": str(here)}
+    with PtyRun([PROGRAM, *words.split()], env, here) as terminal:
+        terminal.expect("[###")
+        terminal.expect(f"{CLEAR}export hf for this machine: ")
+        terminal.expect(" s\r\n")
+        assert terminal.ends() == 0
+
+
 @contextlib.contextmanager
 def small_disk(folder: Path, options: str) -> Iterator[None]:
     folder.mkdir()

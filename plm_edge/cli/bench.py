@@ -67,10 +67,9 @@ def command(
     _check_plot(plot, predict)
     wanted_depths = DEPTHS if depths is None else _numbers("-d", depths, 0, MAX_TOKENS)
     wanted_threads = (None,) if threads is None else _numbers("-t", threads, 1, MAX_THREADS)
-    progress = Progress(f"export {model} for this machine")
-    found = prepare(model, progress, ctx.obj)
-    path = laid_out(found, "native", progress)
-    progress.done()
+    with Progress(f"export {model} for this machine") as progress:
+        found = prepare(model, progress, ctx.obj)
+        path = laid_out(found, "native", progress)
     trained = spec_of(path).n_ctx_train
     if prompt is None:
         n_prompt = min(n_prompt, trained)
@@ -185,12 +184,11 @@ def _rivals(path: Path) -> dict[str, Path]:
 
     files = {}
     for layout in LAYOUTS:
-        progress = Progress(f"write the same model in layout {layout}")
         try:
-            files[layout] = in_layout(path, layout, progress)
+            with Progress(f"write the same model in layout {layout}") as progress:
+                files[layout] = in_layout(path, layout, progress)
         except UnsupportedError as why:  # the layout cannot say this model
             refused = why
-        progress.done()
     if not files:
         raise refused
     return files

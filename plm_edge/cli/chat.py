@@ -146,10 +146,9 @@ def open_session(
 
     if backend == "llama":
         runtime.check_installed("--backend llama")
-    progress = Progress(f"export {model} for this machine")
-    path = prepare(model, progress, offline, file_format=format_for(backend))
-    path = laid_out(for_backend(path, backend, n_ctx, progress), backend, progress)
-    progress.done()
+    with Progress(f"export {model} for this machine") as progress:
+        path = prepare(model, progress, offline, file_format=format_for(backend))
+        path = laid_out(for_backend(path, backend, n_ctx, progress), backend, progress)
     trained = spec_of(path).n_ctx_train
     if n_ctx is not None and n_ctx > trained and not force:
         raise UsageError(

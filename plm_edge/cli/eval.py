@@ -56,16 +56,16 @@ def command(
 
     text = read_text(file, "-f")
     kind = format_for(backend)
-    found = prepare(model, Progress("export"), ctx.obj, file_format=kind)
+    with Progress(f"export {model} for this machine") as progress:
+        found = prepare(model, progress, ctx.obj, file_format=kind)
     saved = LogitFile(Path(against)) if against and LogitFile.is_one(Path(against)) else None
     if window is None:
         trained = spec_of(found).n_ctx_train
         window = saved.window if saved is not None else min(WINDOW, trained)
 
     def opened(path: Path) -> AnySession:
-        progress = Progress(f"export {path.name} for this machine")
-        path = laid_out(for_backend(path, backend, window, progress), backend, progress)
-        progress.done()
+        with Progress(f"lay {path.name} out for this machine") as progress:
+            path = laid_out(for_backend(path, backend, window, progress), backend, progress)
         session = load(path, backend, threads, window, cache_type, isa, activations=activations)
         stack.callback(session.model.close)
         return stack.enter_context(session)
@@ -75,7 +75,8 @@ def command(
         session = opened(found)
         reference: AnySession | LogitFile | None = saved
         if against is not None and saved is None:
-            full = prepare(against, Progress("export"), ctx.obj, in_full=True, file_format=kind)
+            with Progress(f"export {against} in full") as progress:
+                full = prepare(against, progress, ctx.obj, in_full=True, file_format=kind)
             reference = opened(full)
         result = evaluate(
             session,

@@ -71,8 +71,7 @@ def command(
     def check(spec: ModelSpec) -> None:
         make_plan(spec, devices.load(target), quant, layout, n_ctx, cache_type, pure=pure)
 
-    progress = Progress("export")
-    with Steps() as steps:
+    with Progress("export") as progress, Steps() as steps:
         manifest = export(
             find(model, ctx.obj, check if bits is None else None),
             target,
@@ -92,7 +91,6 @@ def command(
             progress=progress,
             step=steps if sys.stderr.isatty() else None,
         )
-    progress.done()
     _print(default_folder(manifest.source, target) if out is None else out, manifest)
 
 

@@ -37,7 +37,8 @@ def command(
     from plm_edge.inspection import inspect
     from plm_edge.onnx_inspection import inspect_onnx
 
-    found = prepare(model, Progress("export"), ctx.obj)
+    with Progress(f"export {model} for this machine") as progress:
+        found = prepare(model, progress, ctx.obj)
     onnx = None
     if found.is_dir():
         read_bundle(found)

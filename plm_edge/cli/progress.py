@@ -9,8 +9,11 @@ WIDTH = 30  # characters of the bar
 INTERVAL_S = 0.1
 
 
+CLEAR = "\r\x1b[K"
+
+
 class Progress:
-    """Call it with bytes done and bytes of all; `done` ends the line."""
+    """Call it with bytes done and bytes of all; the end of its block ends the line."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -31,15 +34,20 @@ class Progress:
         line = f"\r{self._label} [{bar:<{WIDTH}}] {share:4.0%} {sizes}"
         print(line, end="", file=sys.stderr, flush=True)
 
-    def done(self) -> None:
-        """One last line; nothing if nothing was done."""
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """One last line, after an error none; nothing if nothing was done."""
         if not self._total:
             return
         seconds = time.monotonic() - self._started
-        start = "\r\x1b[K" if self._tty else ""
+        last = f"{self._label}: {self._total / 2**20:,.1f} MiB in {seconds:.1f} s\n"
         print(
-            f"{start}{self._label}: {self._total / 2**20:,.1f} MiB in {seconds:.1f} s",
+            (CLEAR if self._tty else "") + (last if error is None else ""),
+            end="",
             file=sys.stderr,
+            flush=True,
         )
 
 
@@ -50,7 +58,7 @@ class Steps:
         self._tty = sys.stderr.isatty()
 
     def __call__(self, step: str) -> None:
-        start, end = ("\r\x1b[K", "") if self._tty else ("", "\n")
+        start, end = (CLEAR, "") if self._tty else ("", "\n")
         print(f"{start}{step}", end=end, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Steps:
@@ -58,4 +66,4 @@ class Steps:
 
     def __exit__(self, *_: object) -> None:
         if self._tty:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print(CLEAR, end="", file=sys.stderr, flush=True)

@@ -29,20 +29,19 @@ def command(
     from plm_edge.exporters.synth import synth
 
     check_head(head)
-    progress = Progress("synth")
-    report = synth(
-        shape,
-        out,
-        zeros=zeros,
-        quant=quant,
-        layout=layout,
-        file_format=file_format,
-        pure=pure,
-        seed=seed,
-        n_ctx=n_ctx,
-        screen=head == "screened",
-        force=force,
-        progress=progress,
-    )
-    progress.done()
+    with Progress("synth") as progress:
+        report = synth(
+            shape,
+            out,
+            zeros=zeros,
+            quant=quant,
+            layout=layout,
+            file_format=file_format,
+            pure=pure,
+            seed=seed,
+            n_ctx=n_ctx,
+            screen=head == "screened",
+            force=force,
+            progress=progress,
+        )
     print(report)
