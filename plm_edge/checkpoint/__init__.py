@@ -110,6 +110,8 @@ class Checkpoint:
         self, kind: type[BaseException] | None, why: BaseException | None, at: TracebackType | None
     ) -> None:
         self.close()
+        if isinstance(why, FileFormatError):  # half of what another program writes is no wonder
+            self.assert_unchanged()
 
     def _check_tied(self, head: tuple[SafetensorsFile, Entry]) -> None:
         """tie_word_embeddings and a head of its own: fine only if it is the embedding again."""
