@@ -41,5 +41,6 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     try:
         main(*sys.argv[1:])
-    except plm_edge.PlmEdgeError as error:  # one line that says what to do
-        sys.exit(f"{error}")
+    except (plm_edge.PlmEdgeError, OSError, UnicodeDecodeError) as error:  # one line says why
+        print(error, file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))

@@ -27,5 +27,6 @@ def main(model: str = "demo") -> None:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except plm_edge.PlmEdgeError as error:  # one line that says what to do
-        sys.exit(f"{error}")
+    except plm_edge.PlmEdgeError as error:  # one line says why
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -241,7 +241,7 @@ def test_a_text_that_is_too_long_for_an_example_is_one_line(
     (tmp_path / "TEXT").write_text("once upon a time " * 200)
     command = [str(ROOT / "examples/saved_prompt.py"), "TEXT", "Why?", str(bundle_of("plm"))]
     done = run([sys.executable, *command], tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 5
     assert "the context holds" in done.stderr
     assert done.stderr.count("\n") == 1
 
@@ -253,8 +253,22 @@ def test_a_model_that_is_not_there_is_one_line_of_an_example(tmp_path: Path, nam
     (tmp_path / "TEXT").write_text("once upon a time")
     command = [str(ROOT / "examples" / name.split()[0]), *name.split()[1:], "./none"]
     done = run([sys.executable, *command], tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "found no file or folder './none'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["perplexity.py TEXT", "saved_prompt.py TEXT Why?"])
+@pytest.mark.parametrize("bytes_there", [None, b"\xff\xfe"])
+def test_a_text_that_cannot_be_read_is_one_line_of_an_example(
+    tmp_path: Path, bundle_of: Callable[..., Path], name: str, bytes_there: bytes | None
+) -> None:
+    if bytes_there is not None:
+        (tmp_path / "TEXT").write_bytes(bytes_there)
+    command = [str(ROOT / "examples" / name.split()[0]), *name.split()[1:], str(bundle_of("plm"))]
+    done = run([sys.executable, *command], tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert ("'TEXT'" if bytes_there is None else "codec can't decode") in done.stderr
     assert done.stderr.count("\n") == 1
 
 
