@@ -253,3 +253,23 @@ def test_doctor_prints_json_too(capsys):
     assert isinstance(json.loads(capsys.readouterr().out), list)
     command.command(as_json=False)
     assert "Python 3" in capsys.readouterr().out
+
+
+def test_doctor_says_what_exports_take_and_how_to_delete_them(tmp_path, monkeypatch, capsys):
+    from plm_edge.cli import doctor as command
+
+    monkeypatch.setattr(doctor, "examine", list)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a b"))
+    command.command()
+    assert capsys.readouterr().out.endswith("nothing wrong was found\n")
+    for name in ("one", ".two.part"):
+        (tmp_path / "a b/plm-edge" / name).mkdir(parents=True)
+        (tmp_path / "a b/plm-edge" / name / "model.gguf").write_bytes(bytes(3 << 20))
+    command.command()
+    said, exports = capsys.readouterr().out.splitlines()[1:]
+    assert said == "nothing wrong was found"
+    assert "exports     6 MiB" in exports
+    assert exports.endswith(f"rm -r '{tmp_path}/a b/plm-edge'")
+    command.command(as_json=True)
+    (finding,) = json.loads(capsys.readouterr().out)
+    assert finding["name"] == "exports"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from plm_edge.devices.doctor import Finding
 
 
 def command(
@@ -17,9 +22,9 @@ def command(
     from plm_edge.devices import board
     from plm_edge.devices.doctor import examine, python_facts
 
-    findings = examine()
+    findings, kept = examine(), list(_exports())
     if as_json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        print(json.dumps([asdict(finding) for finding in findings + kept], indent=2))
         return
     where = board.model(Path("/")) or "an unknown machine"
     if board.in_termux():
@@ -29,3 +34,19 @@ def command(
         print(finding)
     if not findings:
         print("nothing wrong was found")
+    for finding in kept:
+        print(finding)
+
+
+def _exports() -> Iterator[Finding]:
+    """What was exported for this machine: nobody but the user deletes it."""
+    from plm_edge.cli.prepare import cache_folder
+    from plm_edge.devices.doctor import Finding
+
+    folder = cache_folder()
+    if size := sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()):
+        yield Finding(
+            "exports",
+            f"{size / 2**20:,.0f} MiB of models laid out for this machine in {folder}",
+            f"what is used again is made again after rm -r {shlex.quote(str(folder))}",
+        )
