@@ -18,17 +18,7 @@ from plm_edge.native import build
 from plm_edge.native.kernels import isa_table
 
 SIMDE = Path(__file__).parent / "native" / "simde_vnni.h"
-FILES = (
-    *("avx_vnni.c", "avx_vnni_super.c"),
-    *(
-        "avx512_vnni.c",
-        "avx512_attend.c",
-        "avx512_floats.c",
-        "avx512_super.c",
-        "avx512_super_units.c",
-    ),
-)
-
+SETS = {"avx-vnni": "avx_vnni", "avx512-vnni": "avx512"}  # their names in build.py
 # What Linux calls all that a set needs.
 NEEDS = {
     "avx-vnni": {"avx2", "fma", "f16c", "avx_vnni"},
@@ -50,8 +40,8 @@ def known_sets():
     """The sets that this compiler can compile."""
     return [
         name
-        for name, file in (("avx-vnni", FILES[0]), ("avx512-vnni", FILES[2]))
-        if build.knows(build.compiler().split(), build.ISA_FLAGS[file])
+        for name, prefix in SETS.items()
+        if build.knows(build.compiler().split(), build.SETS[prefix].flags)
     ]
 
 
@@ -62,9 +52,9 @@ def simulated(tmp_path_factory):
     if subprocess.run(include, input=header, text=True, capture_output=True).returncode:
         pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
     with pytest.MonkeyPatch.context() as patch:
-        for file in FILES:
-            flags = [*build.AVX2, "-include", str(SIMDE), "-Wno-psabi"]
-            patch.setitem(build.ISA_FLAGS, file, flags)
+        flags = [*build.AVX2, "-include", str(SIMDE), "-Wno-psabi"]
+        for prefix in SETS.values():
+            patch.setitem(build.SETS, prefix, build.SETS[prefix]._replace(flags=flags))
         return compiled(tmp_path_factory.mktemp("simde"), sanitize=True)
 
 

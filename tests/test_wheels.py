@@ -14,7 +14,7 @@ import pytest
 import wheel_age
 from wheel_age import is_stale
 
-from plm_edge.native.build import FLAGS, ISA_FLAGS, LIBRARY, OPTIONAL, isa_flags, knows, machine_of
+from plm_edge.native.build import FLAGS, LIBRARY, SETS, isa_flags, knows, machine_of
 
 ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".venv-wheels/bin/python"
@@ -150,12 +150,15 @@ def test_a_compiler_says_its_machine_and_takes_its_flags(command, machine):
     if command.split()[0] in ("gcc", "clang") and platform.machine() != "x86_64":
         pytest.skip("this is not an x86-64 machine")
     assert machine_of(cc) == machine
-    known = {file for file in ISA_FLAGS if knows(cc, [*FLAGS, *isa_flags(cc, file)])}
-    arm = {file for file in ISA_FLAGS if file.startswith("neon")}
+    known = {name for name, isa in SETS.items() if knows(cc, [*FLAGS, *isa_flags(cc, isa)])}
+    plain = {name for name, isa in SETS.items() if not isa.flags}
+    arm = {name for name, isa in SETS.items() if isa.machine == "aarch64"} - plain
+    x86 = SETS.keys() - plain - arm
+    known -= plain
     if machine == "aarch64":
         assert known == arm
     else:  # gcc -m32 too takes the flags; an older compiler lacks some
-        assert known >= ISA_FLAGS.keys() - arm - OPTIONAL.keys()
+        assert known >= {name for name in x86 if not SETS[name].without}
         assert not known & arm
     if "zig" in command:
-        assert known in (arm, ISA_FLAGS.keys() - arm)
+        assert known in (arm, x86)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = HERE / "libplm_edge.so"
@@ -23,61 +24,27 @@ FLAGS = ["-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off",
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]
 
-# Files that need an instruction set of their own; every other file is plain C11.
+
+class Isa(NamedTuple):
+    """How the C files of an instruction set are compiled: those whose names begin with its name."""
+
+    machine: str
+    flags: list[str]
+    without: str | None = None  # tells isa.c that the set is left out: older compilers lack it
+
+
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))]
-ISA_FLAGS = {
-    "avx2.c": AVX2,
-    "avx2_attend.c": AVX2,
-    "avx2_panel.c": AVX2,
-    "avx2_super.c": AVX2,
-    "avx2_units.c": AVX2,
-    "avx2_vectors.c": AVX2,
-    "avx_vnni.c": [*AVX2, "-mavxvnni"],
-    "avx_vnni_super.c": [*AVX2, "-mavxvnni"],
-    "avx512_vnni.c": AVX512,
-    "avx512_attend.c": AVX512,
-    "avx512_floats.c": AVX512,
-    "avx512_super.c": AVX512,
-    "avx512_super_units.c": AVX512,
-    "neon_dotprod.c": ["-march=armv8.2-a+dotprod"],
-    "neon_dotprod_super.c": ["-march=armv8.2-a+dotprod"],
-    "neon_i8mm.c": ["-march=armv8.2-a+dotprod+i8mm"],
-    "neon_smmla.c": ["-march=armv8.2-a+dotprod+i8mm"],
-}
-X86, ARM = {"x86_64"}, {"aarch64"}
-ISA_MACHINES = {
-    "avx2.c": X86,
-    "avx2_attend.c": X86,
-    "avx2_panel.c": X86,
-    "avx2_super.c": X86,
-    "avx2_units.c": X86,
-    "avx2_vectors.c": X86,
-    "avx_vnni.c": X86,
-    "avx_vnni_super.c": X86,
-    "avx512_vnni.c": X86,
-    "avx512_attend.c": X86,
-    "avx512_floats.c": X86,
-    "avx512_super.c": X86,
-    "avx512_super_units.c": X86,
-    "neon.c": ARM,
-    "neon_dotprod.c": ARM,
-    "neon_dotprod_super.c": ARM,
-    "neon_floats.c": ARM,
-    "neon_i8mm.c": ARM,
-    "neon_smmla.c": ARM,
-    "neon_super.c": ARM,
-    "neon_vectors.c": ARM,
-}
-# Sets that older compilers do not know: without them isa.c is told so and leaves the set out.
-OPTIONAL = {
-    "avx_vnni.c": "-DPLM_WITHOUT_AVX_VNNI",
-    "avx_vnni_super.c": "-DPLM_WITHOUT_AVX_VNNI",
-    "avx512_vnni.c": "-DPLM_WITHOUT_AVX512_VNNI",
-    "avx512_attend.c": "-DPLM_WITHOUT_AVX512_VNNI",
-    "avx512_floats.c": "-DPLM_WITHOUT_AVX512_VNNI",
-    "avx512_super.c": "-DPLM_WITHOUT_AVX512_VNNI",
-    "avx512_super_units.c": "-DPLM_WITHOUT_AVX512_VNNI",
+I8MM = ["-march=armv8.2-a+dotprod+i8mm"]
+# Every other file is plain C11.
+SETS = {
+    "avx2": Isa("x86_64", AVX2),
+    "avx_vnni": Isa("x86_64", [*AVX2, "-mavxvnni"], "-DPLM_WITHOUT_AVX_VNNI"),
+    "avx512": Isa("x86_64", AVX512, "-DPLM_WITHOUT_AVX512_VNNI"),
+    "neon": Isa("aarch64", []),
+    "neon_dotprod": Isa("aarch64", ["-march=armv8.2-a+dotprod"]),
+    "neon_i8mm": Isa("aarch64", I8MM),
+    "neon_smmla": Isa("aarch64", I8MM),
 }
 
 
@@ -106,9 +73,14 @@ def machine_of(cc: list[str]) -> str:
     return next(known, "other")
 
 
-def isa_flags(cc: list[str], file: str) -> list[str]:
-    """The flags of a C file's own instruction set; zig's cc has other names for those of ARM."""
-    flags = ISA_FLAGS.get(file, [])
+def set_of(file: Path) -> str | None:
+    """The set with the longest name that the file's begins with."""
+    return max((name for name in SETS if file.name.startswith(name)), key=len, default=None)
+
+
+def isa_flags(cc: list[str], isa: Isa) -> list[str]:
+    """The set's flags; zig's cc has other names for those of ARM."""
+    flags = isa.flags
     zig = [flag.replace("-march=armv8.2-a", "-mcpu=generic+v8_2a") for flag in flags]
     return zig if zig != flags and not knows(cc, flags) else flags
 
@@ -118,23 +90,18 @@ def compile_objects(folder: Path, sanitize: bool = False) -> list[str]:
     cc = compiler().split()
     machine = machine_of(cc)
     flags = [*FLAGS, *WARNINGS, *(SANITIZE if sanitize else [])]
-    sources = [
-        source
-        for source in sorted(HERE.glob("*.c"))
-        if machine in ISA_MACHINES.get(source.name, {machine})
-    ]
-    missing = [
-        source
-        for source in sources
-        if source.name in OPTIONAL and not knows(cc, ISA_FLAGS[source.name])
-    ]
-    flags += sorted({OPTIONAL[source.name] for source in missing})
+    sets = {name: isa for name, isa in SETS.items() if isa.machine == machine}
+    missing = {
+        name: isa.without for name, isa in sets.items() if isa.without and not knows(cc, isa.flags)
+    }
+    flags += missing.values()
     objects = []
-    for source in sources:
-        if source in missing:
+    for source in sorted(HERE.glob("*.c")):
+        name = set_of(source)
+        if name is not None and (name not in sets or name in missing):
             continue
         objects.append(f"{folder}/{source.stem}.o")
-        own = isa_flags(cc, source.name)
+        own = [] if name is None else isa_flags(cc, sets[name])
         subprocess.run([*cc, *flags, *own, "-c", str(source), "-o", objects[-1]], check=True)
     return objects
 
