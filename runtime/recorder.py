@@ -174,10 +174,10 @@ class KernelRecorder:
         slices, step = self._at("slices"), ctypes.pointer(self.step)
         self._add("gather", native.Gather(step, slices, self._at(y), self.spec.d_model))
 
-    def square(self, units: str) -> None:
-        step = ctypes.pointer(self.step)
-        args = native.Square(step, self._at(units), *self._fired(), self.spec.d_ffn)
-        self._add("square", args)
+    def up(self, up: MappedWeight, down: MappedWeight, x: str) -> None:
+        weights = self._matrix(up), self._matrix(down), self._vectors(x)
+        args = native.Up(*self._head(), *weights, *self._fired(), self._in_bytes(x))
+        self._add("up", args)
 
     def down(self, down: MappedWeight, y: str) -> None:
         room = self._at("sums"), self._at(y)

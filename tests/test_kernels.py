@@ -135,8 +135,7 @@ class Pair:
         return out
 
     def down_of(self, name, x, y):
-        units = (np.atleast_2d(x) @ self.up.values.T).astype(np.float32)
-        units, out, tokens = np.ascontiguousarray(units), y.copy(), len(np.atleast_2d(x))
+        rows, out, tokens = Rows(x), y.copy(), len(np.atleast_2d(x))
         pairs = -(-self.d_ffn // 64)
         arrays = (
             np.full((pairs, tokens, 64), np.nan, np.float32),
@@ -144,11 +143,12 @@ class Pair:
             np.full((pairs, tokens), 99, np.uint8),
         )
         fired = [array.ctypes.data for array in arrays]
-        square = kernels.Square(step(tokens), units.ctypes.data, *fired, self.d_ffn)
+        weights = self.up.struct, self.down.struct
+        up = kernels.Up(isa(name), step(tokens), *weights, rows.struct, *fired, False)
         sums = np.full((tokens, self.d_model), np.nan, np.float32)
         room = (sums.ctypes.data, out.ctypes.data)
         down = kernels.Down(isa(name), step(tokens), self.down.struct, *fired, *room)
-        assert run(("square", square), ("down", down))
+        assert run(("up", up), ("down", down))
         return out
 
 

@@ -51,8 +51,8 @@ class Recorder(Protocol):
     def fire(self, up: Weight, down: Weight, x: str, y: str) -> None:
         """Y (T, d_model) += down . max(0, up . x)^2, reading only the units that fired."""
 
-    def square(self, units: str) -> None:
-        """Which of units (T, d_ffn) fire, and their squared ReLU."""
+    def up(self, up: Weight, down: Weight, x: str) -> None:
+        """Which units of max(0, up . x)^2 fire, and how much."""
 
     def down(self, down: Weight, y: str) -> None:
         """Y (T, d_model) += down . the units that fired."""

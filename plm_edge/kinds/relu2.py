@@ -61,11 +61,10 @@ def record(k: Recorder, w: Mapping[str, Weight]) -> None:
     by_unit = w["ffn_down"].arrangement == "group32"
     if by_unit and k.few:
         k.fire(w["ffn_up"], w["ffn_down"], "h", "x")
-        return
-    k.product(w["ffn_up"], "h", "units")
-    if by_unit:
-        k.square("units")
+    elif by_unit:
+        k.up(w["ffn_up"], w["ffn_down"], "h")
         k.down(w["ffn_down"], "x")
     else:
+        k.product(w["ffn_up"], "h", "units")
         k.pack("units", square=True)
         k.product(w["ffn_down"], "units", "x", add=True)

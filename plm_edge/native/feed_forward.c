@@ -1,9 +1,8 @@
 /* The squared-ReLU pair: down max(up x, 0)^2, idle units skipped. For few tokens both matrices pass in one kernel
- * (FIRE, GATHER), bound by memory; for many, bound by arithmetic, up is a product like others and SQUARE and DOWN do
- * the rest. */
+ * (FIRE, GATHER), bound by memory; for many, bound by arithmetic, UP keeps the units that fired and DOWN adds them. */
 #include "superblocks.h"
 
-enum { GATHER_OUTPUTS = 256, SQUARE_PAIRS = 4 };
+enum { GATHER_OUTPUTS = 256, UP_TOKENS = 128 };
 enum { DOWN_OUTPUTS = 128 }; /* of an item of DOWN: 64 units of them are 32 KB, an L1 or most of one */
 
 static int64_t unit_bytes(const plm_matrix *down) {
@@ -131,35 +130,40 @@ void plm_gather_item(const void *p, size_t item, int thread) {
 static size_t groups_of(int32_t units) { return plm_ceil_div((size_t)units, PLM_BLOCK); }
 static size_t pairs_of(int32_t units) { return plm_ceil_div((size_t)units, PLM_PAIR); }
 
-size_t plm_square_items(const void *p) {
-    return plm_ceil_div(pairs_of(((const plm_square *)p)->units), SQUARE_PAIRS);
-}
+size_t plm_up_items(const void *p) { return pairs_of(((const plm_up *)p)->down.cols); }
 
-/* Pair by pair of groups, since DOWN takes all tokens of a pair together: their rows of h are too far apart for a
- * cache. */
-static void square_pair(const plm_square *a, int32_t pair) {
-    int32_t tokens = a->step->n_tokens, units = plm_min(PLM_PAIR, a->units - pair * PLM_PAIR);
-    float *fired = a->fired + (int64_t)pair * tokens * PLM_PAIR;
-    uint8_t *which = a->which + (int64_t)pair * tokens * PLM_PAIR;
-    for (int32_t t = 0; t < tokens; t++) {
-        const float *h = a->h + (int64_t)t * a->units + pair * PLM_PAIR;
-        int32_t count = 0;
-        for (int32_t i = 0; i < units; i++) { /* writes every value, keeps those that fired: no branch to guess */
-            float value = plm_squared_relu(h[i]);
-            fired[count] = value;
-            which[count] = (uint8_t)i;
-            count += value != 0.0f;
-        }
-        a->count[(int64_t)pair * tokens + t] = (uint8_t)count;
-        fired += count, which += count;
+/* The squared ReLU of n units h: those that fired into `fired`, their numbers into `which`. Returns how many. */
+static int32_t keep_fired(const float *h, int32_t n, float *fired, uint8_t *which) {
+    int32_t count = 0;
+    for (int32_t i = 0; i < n; i++) { /* writes every value, keeps those that fired: no branch to guess */
+        float value = plm_squared_relu(h[i]);
+        fired[count] = value;
+        which[count] = (uint8_t)i;
+        count += value != 0.0f;
     }
+    return count;
 }
 
-void plm_square_item(const void *p, size_t item, int thread) {
-    const plm_square *a = p;
-    int32_t first = (int32_t)item * SQUARE_PAIRS, last = plm_min((int32_t)pairs_of(a->units), first + SQUARE_PAIRS);
+/* A pair of groups. The units of all tokens together would be too far apart for a cache: kept is what fired. */
+void plm_up_item(const void *p, size_t pair, int thread) {
+    const plm_up *a = p;
+    const int32_t first = (int32_t)pair * PLM_PAIR, units = plm_min(PLM_PAIR, a->down.cols - first);
+    const int64_t tokens = a->step->n_tokens, bytes = plm_tile_bytes(a->up.format, a->up.cols);
+    plm_tile *tile = plm_tile_of(a->isa, a->up.format, a->bytes);
+    float *fired = a->fired + (int64_t)pair * tokens * PLM_PAIR, h[UP_TOKENS * PLM_PAIR];
+    uint8_t *which = a->which + (int64_t)pair * tokens * PLM_PAIR, *count = a->count + (int64_t)pair * tokens;
     (void)thread;
-    for (int32_t pair = first; pair < last; pair++) square_pair(a, pair);
+    for (int32_t from = 0; from < tokens; from += UP_TOKENS) {
+        int32_t now = plm_min(UP_TOKENS, (int32_t)tokens - from);
+        plm_vectors x = plm_vector_at(&a->x, from, a->up.cols);
+        for (int32_t i = 0; i < units; i += PLM_TILE)
+            tile(a->up.data + (first + i) / PLM_TILE * bytes, a->up.cols, &x, now, h + i, PLM_PAIR);
+        for (int32_t t = 0; t < now; t++) {
+            int32_t kept = keep_fired(h + t * PLM_PAIR, units, fired, which);
+            *count++ = (uint8_t)kept;
+            fired += kept, which += kept;
+        }
+    }
 }
 
 size_t plm_down_items(const void *p) { return plm_ceil_div((size_t)((const plm_down *)p)->down.rows, DOWN_OUTPUTS); }

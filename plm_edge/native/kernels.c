@@ -2,7 +2,7 @@
  * products and the cache; attend.c, expand.c, feed_forward.c and screen.c have the others. */
 #include "superblocks.h"
 
-enum { ROWS_PER_ITEM = 64, TOKENS_PER_TILE = 32 }; /* a tile is unpacked once for so many tokens */
+enum { ROWS_PER_ITEM = 64, TOKENS_PER_TILE = 128 }; /* a tile is unpacked once for so many tokens */
 
 /* ---- embedding ---- */
 
@@ -218,7 +218,7 @@ plm_kernel plm_kernel_of(int op) {
         [PLM_OP_EXPAND] = {plm_expand_items, plm_expand_item},
         [PLM_OP_FIRE] = {plm_fire_items, plm_fire_item},
         [PLM_OP_GATHER] = {plm_gather_items, plm_gather_item},
-        [PLM_OP_SQUARE] = {plm_square_items, plm_square_item},
+        [PLM_OP_UP] = {plm_up_items, plm_up_item},
         [PLM_OP_DOWN] = {plm_down_items, plm_down_item},
     };
     if (op >= PLM_OP_PEAK && op <= PLM_OP_LEVEL) return plm_screen_kernel_of(op);

@@ -86,7 +86,7 @@ PLM_KERNEL(unabsorb)
 PLM_KERNEL(expand)
 PLM_KERNEL(fire)
 PLM_KERNEL(gather)
-PLM_KERNEL(square)
+PLM_KERNEL(up)
 PLM_KERNEL(down)
 #undef PLM_KERNEL
 

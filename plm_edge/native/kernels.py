@@ -185,16 +185,18 @@ class Gather(Structure):
     )
 
 
-class Square(Structure):
-    """plm_square."""
+class Up(Structure):
+    """plm_up."""
 
     _fields_ = (
-        ("step", POINTER(Step)),
-        ("h", c_void_p),
+        *_ISA_STEP,
+        ("up", Matrix),
+        ("down", Matrix),
+        ("x", Vectors),
         ("fired", c_void_p),
         ("which", c_void_p),
         ("count", c_void_p),
-        ("units", c_int32),
+        ("bytes", c_int32),
     )
 
 
@@ -254,7 +256,7 @@ OPS: tuple[tuple[str, type[Structure]], ...] = (
     ("expand", Attention),
     ("fire", Fire),
     ("gather", Gather),
-    ("square", Square),
+    ("up", Up),
     ("down", Down),
     ("peak", Screen),
     ("choose", Screen),

@@ -251,17 +251,20 @@ typedef struct {
 /* Groups of units that many tokens take together: a loop over those that fired is worth its beginning and its end. */
 enum { PLM_PAIR = 2 * PLM_BLOCK };
 
-/* The squared ReLU of h (T, units), and which units fired: for each pair of groups and token, count (pairs, T) of them;
- * their values and their numbers in the pair, token after token, in `fired` and `which` (pairs, up to 64 T). */
+/* Which units of h = max(up x, 0)^2 fired: for each pair of groups and token, count (pairs, T) of them; their values and
+ * their numbers in the pair, token after token, in `fired` and `which` (pairs, up to 64 T). up TILE16X4; down, whose
+ * groups these are, GROUP32. */
 typedef struct {
+    const plm_isa *isa;
     const plm_step *step;
-    const float *h;
+    plm_matrix up, down;
+    plm_vectors x;
     float *fired;
     uint8_t *which, *count;
-    int32_t units;
-} plm_square;
+    int32_t bytes;
+} plm_up;
 
-/* y (T, down.rows) += down h, with fired, which and count as SQUARE leaves them. sums: room for (T, down.rows), where
+/* y (T, down.rows) += down h, with fired, which and count as UP leaves them. sums: room for (T, down.rows), where
  * the outputs of an item lie together: rows of y are too far apart for a cache. down GROUP32. */
 typedef struct {
     const plm_isa *isa;
@@ -301,7 +304,7 @@ enum {
     PLM_OP_EXPAND,   /* y = attention over keys and values built from the cached rows, head by head */
     PLM_OP_FIRE,
     PLM_OP_GATHER,
-    PLM_OP_SQUARE,
+    PLM_OP_UP,
     PLM_OP_DOWN,
     PLM_OP_PEAK,    /* peaks of the coarse logits */
     PLM_OP_CHOOSE,  /* the best tiles */
