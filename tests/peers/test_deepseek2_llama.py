@@ -31,6 +31,7 @@ SHAPES = {
     "untied": replace(TINY_SHAPES["untied"], eps=1e-6),
 }
 TIED = [name for name in SHAPES if name != "untied"]
+IN_BLOCKS = ["plain", "blocks", "plm", "demo"]  # the rows of the others stand as F16
 
 Bundle = Callable[..., Path]
 
@@ -86,7 +87,7 @@ def test_f32_is_the_model_with_and_without_flash_attention(bundle: Bundle, shape
 def test_blocks_cost_what_they_cost_in_layout_plm(bundle: Bundle, shape: str, quant: str) -> None:
     """llama.cpp's 8-bit activations are all of it; the layout's own share: tests/test_deepseek2.py.
 
-    KL 1.1e-4 to 2.1e-4 in both layouts where rows are whole blocks, 3e-7 where they stand as F16.
+    KL 1.1e-4 to 2.2e-4 in both layouts where rows are whole blocks, 3e-7 where they stand as F16.
     """
     native = ours(bundle(shape, quant, "latent"))
     plm = kl(native, llama_logits(bundle(shape, quant, "plm") / MODEL_FILE, IDS))
@@ -120,22 +121,26 @@ def test_blocks_cost_nothing_where_llama_cpp_multiplies_floats(
         assert kl(want, flash) < 1e-4
 
 
-@pytest.mark.parametrize("shape", ["plm", "demo"])
+@pytest.mark.parametrize("shape", IN_BLOCKS)
 def test_bytes_on_both_sides_are_further_apart(bundle: Bundle, shape: str) -> None:
     """Why floats are like for like: two roundings differ more than one from none.
 
     They come out of slightly different sums, and one that turns out the other way changes all
-    behind it (tests/peers/test_stock_llama.py). In llama.cpp 2.4e-4 and 3.0e-4, to ours in bytes
-    2.4e-4 and 2.3e-4.
+    behind it (tests/peers/test_stock_llama.py): at PLM's widths llama.cpp is 1.3e-4 from itself
+    where it reads token by token.
     """
-    plm, deepseek2 = (
-        llama_logits(bundle(shape, "Q8_0", layout) / MODEL_FILE, IDS)
-        for layout in ("plm", "deepseek2")
-    )
-    latent = bundle(shape, "Q8_0", "latent")
-    in_bytes, wide = ours(latent, activations="int8"), ours(latent)
-    print(f"{shape}: {kl(plm, deepseek2):.1e} in llama.cpp, {kl(in_bytes, deepseek2):.1e} to ours")
-    assert kl(wide, deepseek2) < min(kl(plm, deepseek2), kl(in_bytes, deepseek2))
+    ids = np.random.default_rng(6).integers(0, 300, MANY).tolist()
+    files = (bundle(shape, "Q8_0", layout) / MODEL_FILE for layout in ("plm", "deepseek2"))
+    plm, deepseek2 = (partial(llama_logits, file, ids, window=WINDOW) for file in files)
+    latent, got = bundle(shape, "Q8_0", "latent"), deepseek2()
+    apart = {
+        "ours": kl(ours(latent, ids), got),
+        "ours in bytes": kl(ours(latent, ids, "int8"), got),
+        "plm": kl(plm(), got),
+        "itself by single tokens": kl(deepseek2(steps=True), got),
+    }
+    print(f"{shape} in bytes to", ", ".join(f"{name} {far:.1e}" for name, far in apart.items()))
+    assert apart["ours"] < min(apart["ours in bytes"], apart["plm"])
 
 
 def test_a_head_of_its_own_is_possible(bundle: Bundle) -> None:
