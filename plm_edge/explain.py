@@ -56,8 +56,8 @@ def report(
         _quant(plan, spec, asked),
         _cache(plan, spec, asked),
         _context(plan, spec, asked),
-        _threads(plan, profile, asked),
-        _kernels(plan, profile, asked),
+        _of_the_cpu("threads", plan.threads, profile, asked),
+        _of_the_cpu("kernels", plan.isa, profile, asked),
         Choice(
             "batch",
             f"{plan.prefill_chunk} tokens of a prompt at once",
@@ -179,24 +179,22 @@ def _context(plan: Plan, spec: ModelSpec, asked: Collection[str]) -> Choice:
     return Choice("context", f"{plan.n_ctx:,} tokens", (why,))
 
 
-def _threads(plan: Plan, profile: DeviceProfile, asked: Collection[str]) -> Choice:
-    if "threads" in asked:
-        why = "as asked"
-    elif profile.performance_cores is None:
-        why = "the CPU is not known; chosen again when the model is loaded"
-    else:
-        why = f"fast cores: {profile.sources.get('performance_cores', 'given')}"
-    return Choice("threads", str(plan.threads), (why,))
+# A choice that follows from the CPU: the attribute of its profile, and what that is.
+_OF_THE_CPU = {
+    "threads": ("performance_cores", "fast cores"),
+    "kernels": ("isa", "the best set of this CPU"),
+}
 
 
-def _kernels(plan: Plan, profile: DeviceProfile, asked: Collection[str]) -> Choice:
-    if "kernels" in asked:
+def _of_the_cpu(name: str, found: object, profile: DeviceProfile, asked: Collection[str]) -> Choice:
+    attribute, what = _OF_THE_CPU[name]
+    if name in asked:
         why = "as asked"
-    elif profile.isa is None:
+    elif getattr(profile, attribute) is None:
         why = "the CPU is not known; chosen again when the model is loaded"
     else:
-        why = f"the best set of this CPU: {profile.sources.get('isa', 'given')}"
-    return Choice("kernels", plan.isa, (why,))
+        why = f"{what}: {profile.sources.get(attribute, 'given')}"
+    return Choice(name, str(found), (why,))
 
 
 def _speed(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> Choice:

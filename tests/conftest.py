@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from tiny import TINY_SHAPES, write_tiny_checkpoint
 
 from plm_edge.cli import app
 from plm_edge.exporters import export
+from plm_edge.runtime import Session, load
 
 # Tests send these to programs they start. A runner in the background has them ignored (`&` in a
 # shell, nohup), and programs inherit that; one that has a handler here is at its default in them.
@@ -54,6 +55,15 @@ def bundle_of(
         return make(shape, quant, layout)
 
     return make_once
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """A session on the demo model in Q8_0."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    export("demo", out=out, quant="Q8_0")
+    with load(out) as session:
+        yield session
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import pytest
 from ngram_session import TALE, NgramSession
 
 from plm_edge.errors import NumericalError
-from plm_edge.exporters import export
 from plm_edge.runtime import Session, load
 from plm_edge.runtime import chat as chat_module
 from plm_edge.runtime.chat import Answer, ChatStats, chat
@@ -379,14 +378,6 @@ def test_dear_calls_switch_it_off_and_are_tried_again() -> None:
 
 
 # ---- the native session
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    out = tmp_path_factory.mktemp("demo") / "out"
-    export("demo", out=out, quant="Q8_0")
-    with load(out) as session:
-        yield session
 
 
 QUESTIONS = {

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -106,9 +105,7 @@ class Checkpoint:
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, why: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, why: BaseException | None, at: object) -> None:
         self.close()
         if isinstance(why, FileFormatError):  # half of what another program writes is no wonder
             self.assert_unchanged()
