@@ -1,5 +1,5 @@
 /* AVX2: Q4_K and Q6_K. Same bits as the scalar set. */
-#include "avx2_super.h"
+#include "avx2_super_units.h"
 
 /* ---- several tokens: a superblock of a tile becomes a panel, which all of them meet ---- */
 

@@ -1,6 +1,6 @@
 /* AVX-512 VNNI: groups of units of Q4_K and Q6_K. Four units a step, byte by byte beside each other: a lane is what
  * they have for one output. */
-#include "avx2_super.h"
+#include "avx2_super_units.h"
 #include "avx512.h"
 
 /* 16 bytes of 32 outputs each, of four rows: register i has outputs 4 i .. 4 i + 3 of each 16. */

@@ -1,5 +1,5 @@
 /* AVX-VNNI: Q4_K and Q6_K, with one instruction for a pair of 16-bit integers where AVX2 takes two. */
-#include "avx2_super.h"
+#include "avx2_super_units.h"
 
 /* See avx_vnni.c. */
 static inline __m256i add_in_one(__m256i sum, __m256i a, __m256i b) {
