@@ -265,6 +265,7 @@ def test_doctor_says_what_exports_take_and_how_to_delete_them(tmp_path, monkeypa
     for name in ("one", ".two.part"):
         (tmp_path / "a b/plm-edge" / name).mkdir(parents=True)
         (tmp_path / "a b/plm-edge" / name / "model.gguf").write_bytes(bytes(3 << 20))
+    (tmp_path / "a b/plm-edge/gone").symlink_to("nowhere")
     command.command()
     said, exports = capsys.readouterr().out.splitlines()[1:]
     assert said == "nothing wrong was found"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -44,9 +45,17 @@ def _exports() -> Iterator[Finding]:
     from plm_edge.devices.doctor import Finding
 
     folder = cache_folder()
-    if size := sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()):
+    files = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    if size := sum(map(_bytes, files)):
         yield Finding(
             "exports",
             f"{size / 2**20:,.0f} MiB of models laid out for this machine in {folder}",
             f"what is used again is made again after rm -r {shlex.quote(str(folder))}",
         )
+
+
+def _bytes(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # a running export takes its files away
+        return 0
