@@ -30,16 +30,17 @@ static inline int64_t plm_tile_bytes(int format, int32_t cols) {
 /* Formats of superblocks. */
 static inline int plm_is_super(int format) { return format >= PLM_Q4_K; }
 
-/* Asks memory for the share of outputs o .. o + PLM_SHARE; for an o in between, nothing. Always inlined: gcc takes a
- * function that only prefetches for one that does nothing, and drops its calls. */
+/* Asks memory for the share of outputs o .. o + PLM_SHARE, into the second cache: a request for the first one holds a
+ * place in its short queue until memory answers. For an o in between, nothing. Always inlined: gcc takes a function
+ * that only prefetches for one that does nothing, and drops its calls. */
 static inline __attribute__((always_inline)) void plm_ask(const plm_ahead *next, int32_t o) {
-    enum { LINE = 64 };
+    enum { LINE = 64, SECOND_CACHE = 2 };
     if (o % PLM_SHARE || !next->rows) return;
     for (int32_t i = 0; i < next->rows; i++)
         for (int32_t at = 0; at < next->row_share; at += LINE)
-            __builtin_prefetch(next->row[i] + (int64_t)(o / PLM_SHARE) * next->row_share + at);
+            __builtin_prefetch(next->row[i] + (int64_t)(o / PLM_SHARE) * next->row_share + at, 0, SECOND_CACHE);
     for (int32_t at = 0; at < next->scales_share; at += LINE)
-        __builtin_prefetch(next->scales + (int64_t)(o / PLM_SHARE) * next->scales_share + at);
+        __builtin_prefetch(next->scales + (int64_t)(o / PLM_SHARE) * next->scales_share + at, 0, SECOND_CACHE);
 }
 
 typedef void plm_tile(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
