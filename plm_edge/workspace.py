@@ -15,12 +15,12 @@ from plm_edge.spec import ModelSpec
 PREFILL_CHUNK = 256  # tokens that pass the layers together
 HEAD_ROWS = 8  # tokens whose logits are computed together
 MAX_THREADS = 256  # of a session
-_BYTES = {"i8": 8, "f4": 4, "i4": 4, "i2": 2, "u1": 1}
+_BYTES = {"i8": 8, "f4": 4, "i4": 4, "i2": 2, "u2": 2, "u1": 1}
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """One array of the workspace; dtype as numpy writes it (f4, i8, i4, i2, u1)."""
+    """One array of the workspace; dtype as numpy writes it (f4, i8, i4, i2, u2, u1)."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ def workspace(
 
     `screened`: the file carries a screened head.
     """
-    few, pairs = min(kernels.FEW, chunk), -(-spec.d_ffn // kernels.PAIR)
+    few, groups = min(kernels.FEW, chunk), -(-spec.d_ffn // kernels.BLOCK)
     partial = kernels.partial_floats(spec.heads, spec.rank)
     scratch = kernels.attention_scratch(
         spec.heads, spec.nope, spec.rope, spec.v_head, spec.rank, chunk
@@ -67,9 +67,11 @@ def workspace(
         Buffer("partial", (max(chunk, few * kernels.SLICES), partial)),
         *_activations("heads", chunk, spec.heads * spec.v_head),
         *_activations("units", chunk, spec.d_ffn),
-        Buffer("fired", (pairs, chunk, kernels.PAIR)),
-        Buffer("fired.which", (pairs, chunk, kernels.PAIR), "u1"),
-        Buffer("fired.count", (pairs, chunk), "u1"),
+        Buffer("fired.value", (groups, chunk, kernels.BLOCK)),
+        Buffer("fired.scale", (groups, chunk)),
+        Buffer("fired.which", (groups, chunk, kernels.BLOCK), "u1"),
+        Buffer("fired.count", (groups, chunk), "u1"),
+        Buffer("fired.token", (groups, chunk), "u2"),
         Buffer("sums", (chunk, spec.d_model)),
         Buffer("slices", (few, kernels.SLICES, spec.d_model)),
         Buffer("unit_rows", (kernels.SLICES,), "i8"),

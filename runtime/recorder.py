@@ -176,16 +176,17 @@ class KernelRecorder:
 
     def up(self, up: MappedWeight, down: MappedWeight, x: str) -> None:
         weights = self._matrix(up), self._matrix(down), self._vectors(x)
-        args = native.Up(*self._head(), *weights, *self._fired(), self._in_bytes(x))
+        args = native.Up(*self._head(), *weights, self._fired(), self._in_bytes(x))
         self._add("up", args)
 
     def down(self, down: MappedWeight, y: str) -> None:
         room = self._at("sums"), self._at(y)
-        args = native.Down(*self._head(), self._matrix(down), *self._fired(), *room)
+        args = native.Down(*self._head(), self._matrix(down), self._fired(), *room)
         self._add("down", args)
 
-    def _fired(self) -> tuple[int, int, int]:
-        return self._at("fired"), self._at("fired.which"), self._at("fired.count")
+    def _fired(self) -> native.Fired:
+        parts = ("value", "scale", "which", "count", "token")
+        return native.Fired(*(self._at(f"fired.{part}") for part in parts))
 
     def screened_head(
         self, head: MappedWeight, screen: Mapping[str, MappedWeight], tiles: int, x: str, y: str

@@ -10,6 +10,14 @@ import numpy as np
 from plm_edge.native.kernels import ACTIVATIONS, BLOCK, FORMAT_CODES, TILE, Vectors, find_isa
 
 _I, _P, _F = c_int32, c_void_p, c_float
+
+
+class FiredWords(Structure):
+    """plm_fired_words."""
+
+    _fields_ = tuple((name, c_void_p) for name in ("words", "which", "count", "scale", "token"))
+
+
 _TYPES = {  # as plm_isa has them, in its order: one function, or one for each format
     "tile": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
     "tile_of_bytes": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
@@ -20,6 +28,9 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "part_units": CFUNCTYPE(None, _P, _I, _I, _P, _P),
     "part_rows": CFUNCTYPE(None, _P, _I, _I, _I, _I, _P),
     "mix": CFUNCTYPE(None, _P, _P, _I, _P, _I, _P),
+    "keep_words": CFUNCTYPE(_I, _P, _P, _P, _P),
+    "unit_words": CFUNCTYPE(None, _P, _I, _I, _I, _P),
+    "mix_words": CFUNCTYPE(None, FiredWords, _I, _P, _P, _I, _P),
     "pack": CFUNCTYPE(None, _P, _I, _F, _P, _P, _P),
     "pack_halves": CFUNCTYPE(None, _P, _I, _F, _P, _P),
     "weave": CFUNCTYPE(None, _P, _I, _I, _I, _I, _P),
@@ -36,7 +47,7 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "blend": CFUNCTYPE(None, _P, _P, _I, _I, _I, _P, _I, _P, _I),
 }
 _BY_FORMAT = ("tile", "tile_of_bytes", "row", "add_rows", "units", "unit_rows")
-_BY_FORMAT += ("part_units", "part_rows")
+_BY_FORMAT += ("part_units", "part_rows", "unit_words")
 LARGEST, BYTE = ACTIVATIONS["int16"], ACTIVATIONS["int8"]
 PANEL = 8191  # PLM_PANEL
 
@@ -162,6 +173,46 @@ class Primitives:
         pointers = (factors.ctypes.data, numbers.ctypes.data, len(a), rows.ctypes.data)
         self._table.mix(*pointers, len(y), out.ctypes.data)
         return out
+
+    def has_words(self, fmt):
+        return bool(self._table.unit_words[FORMAT_CODES[fmt]])
+
+    def keep_words(self, x):
+        """The integers, the units they are of, and the scale of 32 sums."""
+        room, words, which = (
+            floats(BLOCK),
+            np.full(BLOCK, 99, np.int16),
+            np.full(BLOCK, 99, np.uint8),
+        )
+        scale, room[:] = floats(1, 99), x
+        arrays = (room, words, which, scale)
+        count = self._table.keep_words(*(array.ctypes.data for array in arrays))
+        return words[:count], which[:count], scale[0]
+
+    def mix_words(self, fmt, data, width, ends, fired, y):
+        """Y (T, n) + scale * (words . weights) for outputs `ends` of a group.
+
+        fired: (words, which, scale, token) of each entry.
+        """
+        first, last = ends
+        scales = np.ascontiguousarray(data[: 2 * width]).view(np.float16)[first:last]
+        scales, out = scales.astype(np.float32), floats(y.size)
+        data, w = unaligned(data), np.full((BLOCK, last - first), 99, np.int16)
+        out[:] = y.reshape(-1)
+        function = self._table.unit_words[FORMAT_CODES[fmt]]
+        function(data.ctypes.data, width, first, last, w.ctypes.data)
+        words, which, scale, token = zip(*fired, strict=True)
+        arrays = (
+            np.concatenate(words).astype(np.int16),
+            np.concatenate(which).astype(np.uint8),
+            np.array([len(part) for part in words], np.uint8),
+            np.array(scale, np.float32),
+            np.array(token, np.uint16),
+        )
+        struct = FiredWords(*(array.ctypes.data for array in arrays))
+        pointers = (w.ctypes.data, scales.ctypes.data, last - first, out.ctypes.data)
+        self._table.mix_words(struct, len(fired), *pointers)
+        return out.reshape(y.shape)
 
     def pack(self, x, most=LARGEST):
         """Returns q (cols), scale (cols / 32), sum (cols / 32)."""

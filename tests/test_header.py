@@ -28,7 +28,7 @@ def assertions():
     for codes in (kernels.FORMAT_CODES, kernels.ARRANGEMENT_CODES):
         yield from (f"PLM_{key.upper()} == {code}" for key, code in codes.items())
     yield f"PLM_FORMATS == {len(kernels.FORMAT_CODES)}"
-    for key in ("BLOCK", "PAIR", "TILE", "SLICES", "FEW"):
+    for key in ("BLOCK", "TILE", "SLICES", "FEW"):
         yield f"PLM_{key} == {getattr(kernels, key)}"
     for key, code in kernels.CACHE_CODES.items():
         yield f"PLM_CACHE_{key.upper()} == {code}"

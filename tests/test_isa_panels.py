@@ -133,6 +133,53 @@ def test_mix_adds_the_rows_it_is_told(name, width, count):
             within(one.mix(a, which, bent, y), exact, error)
 
 
+WORDS = [(name, fmt) for name in SETS for fmt in FORMATS if Primitives(name).has_words(fmt)]
+
+
+@pytest.mark.parametrize(("name", "fmt"), WORDS)
+@pytest.mark.parametrize("ends", [(0, 32), (32, 160), (64, 128), (128, 160)])
+@pytest.mark.parametrize("counts", [(0,), (2,), (32,), (6, 0, 2)])
+def test_mix_words_adds_the_units_it_is_told_in_integers(name, fmt, ends, counts):
+    data, w, _ = units_of(fmt, 160, 32, 5)
+    scales = np.ascontiguousarray(data[:320]).view(np.float16)[slice(*ends)].astype(np.float32)
+    whole = np.rint(w[slice(*ends)] / scales[:, None]).astype(np.int64)
+    y = random_x(len(counts) * len(scales)).reshape(len(counts), -1)
+    want, fired, one = y.copy(), [], Primitives(name)
+    for token, count in zip(np.roll(range(len(counts)), 1), counts, strict=True):
+        which = np.random.default_rng(count).permutation(32)[:count]
+        q, scale = integers(32, most=LARGEST)[32 - count :], np.float32(1e-3 * (token + 1))
+        fired.append((q, which, scale, token))
+        sums = (whole[:, which] @ q.astype(np.int64)).astype(np.float32)
+        want[token] += sums * (scales * scale)
+    same_bits(one.mix_words(fmt, data, 160, ends, fired, y), want)
+    if counts[0]:
+        fired[0] = (fired[0][0], np.roll(fired[0][1], 1), *fired[0][2:])
+        with pytest.raises(AssertionError):
+            same_bits(one.mix_words(fmt, data, 160, ends, fired, y), want)
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in WORDS}))
+@pytest.mark.parametrize("share", [0, 0.2, 1])
+def test_keep_words_keeps_what_fired(name, share):
+    x = random_x(32, seed=3)
+    x = np.where(np.random.default_rng(4).permutation(32) < 32 * share, 1, -1) * np.abs(x)
+    x[7] = 0
+    fired = np.flatnonzero(x > 0)
+    square = np.where(x > 0, x * x, 0).astype(np.float32)
+    q, scales, _ = Primitives("scalar").pack(square)
+    words, which, scale = Primitives(name).keep_words(x)
+    assert len(words) == len(fired) + len(fired) % 2
+    same_bits(words[: len(fired)], q[fired])
+    np.testing.assert_array_equal(which[: len(fired)], fired)
+    assert not words[len(fired) :].any()
+    assert (which < 32).all()
+    assert scale == scales[0]
+    x[3] = np.nan
+    words, which, scale = Primitives(name).keep_words(x)
+    assert np.isnan(scale)
+    assert 3 in which
+
+
 def integers(*shape, most, seed=0):
     """Every size up to `most`, both ends among them."""
     q = np.random.default_rng((seed, *shape)).integers(-most, most + 1, shape)

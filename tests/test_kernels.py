@@ -136,18 +136,20 @@ class Pair:
 
     def down_of(self, name, x, y):
         rows, out, tokens = Rows(x), y.copy(), len(np.atleast_2d(x))
-        pairs = -(-self.d_ffn // 64)
+        groups = -(-self.d_ffn // 32)
         arrays = (
-            np.full((pairs, tokens, 64), np.nan, np.float32),
-            np.full((pairs, tokens, 64), 99, np.uint8),
-            np.full((pairs, tokens), 99, np.uint8),
+            np.full((groups, tokens, 32), np.nan, np.float32),
+            np.full((groups, tokens), np.nan, np.float32),
+            np.full((groups, tokens, 32), 99, np.uint8),
+            np.full((groups, tokens), 99, np.uint8),
+            np.full((groups, tokens), 9999, np.uint16),
         )
-        fired = [array.ctypes.data for array in arrays]
+        fired = kernels.Fired(*(array.ctypes.data for array in arrays))
         weights = self.up.struct, self.down.struct
-        up = kernels.Up(isa(name), step(tokens), *weights, rows.struct, *fired, False)
+        up = kernels.Up(isa(name), step(tokens), *weights, rows.struct, fired, False)
         sums = np.full((tokens, self.d_model), np.nan, np.float32)
         room = (sums.ctypes.data, out.ctypes.data)
-        down = kernels.Down(isa(name), step(tokens), self.down.struct, *fired, *room)
+        down = kernels.Down(isa(name), step(tokens), self.down.struct, fired, *room)
         assert run(("up", up), ("down", down))
         return out
 

@@ -7,7 +7,7 @@
 
 #include <immintrin.h>
 
-enum { LINE = 64, AHEAD = 4096 }; /* bytes: a cache line; how far before their use weights are asked for */
+enum { LINE = PLM_LINE, AHEAD = 4096 }; /* bytes: how far before their use weights are asked for */
 
 /* Ask memory for as many bytes as are used now, AHEAD of them: the CPU's own prefetcher stops at every page. Past the
  * end of the weights this does nothing, but the address must not be made as a pointer. */

@@ -76,8 +76,8 @@ static void unpack_block(const uint8_t *w, int16_t *panel, float *scales, int fo
 static inline void tile_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                             int32_t stride, int format, avx2_product *product) {
     const int32_t blocks = cols / PLM_BLOCK, bytes = format == PLM_Q8_0 ? 544 : 288;
-    int16_t room[CHUNK * PANEL_BLOCK];
-    float scales[CHUNK * PLM_TILE];
+    _Alignas(PLM_LINE) int16_t room[CHUNK * PANEL_BLOCK];
+    _Alignas(PLM_LINE) float scales[CHUNK * PLM_TILE];
     for (int64_t t = 0; t < tokens; t++) memset(y + t * stride, 0, PLM_TILE * sizeof *y);
     for (int32_t b = 0; b < blocks; b += CHUNK) {
         int32_t n = blocks - b < CHUNK ? blocks - b : CHUNK;
@@ -166,8 +166,8 @@ static void chunk_of_bytes(const uint8_t *bytes, const float *scales, int32_t n,
 void avx2_several_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                                 int32_t stride) {
     const int32_t blocks = cols / PLM_BLOCK;
-    uint8_t bytes[CHUNK * BYTES_BLOCK];
-    float scales[CHUNK * PLM_TILE];
+    _Alignas(PLM_LINE) uint8_t bytes[CHUNK * BYTES_BLOCK];
+    _Alignas(PLM_LINE) float scales[CHUNK * PLM_TILE];
     for (int64_t t = 0; t < tokens; t++) memset(y + t * stride, 0, PLM_TILE * sizeof *y);
     for (int32_t b = 0; b < blocks; b += CHUNK) {
         int32_t n = blocks - b < CHUNK ? blocks - b : CHUNK;

@@ -261,30 +261,59 @@ static inline __m512i round_to_q16(__m512 x, float inverse, float most) {
 
 static inline void store_words(int16_t *q, __m512i v) { _mm256_storeu_si256((void *)q, _mm512_cvtepi32_epi16(v)); }
 
-void avx512_pack(const float *x, int32_t cols, float most_q, int16_t *q, float *scale, int32_t *sum) {
+/* 32 values as integers of 32 bits, and their scale. Returns 0 where all are 0. */
+static inline int round_block(const __m512 *v, float most_q, __m512i *q, float *scale) {
     const __m512 size = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff));
+    __m512 whole = _mm512_add_ps(_mm512_sub_ps(v[0], v[0]), _mm512_sub_ps(v[1], v[1]));
+    __m512 most16 = _mm512_max_ps(_mm512_and_ps(size, v[0]), _mm512_and_ps(size, v[1]));
+    __m256 most8 = _mm256_max_ps(_mm512_castps512_ps256(most16), _mm512_extractf32x8_ps(most16, 1));
+    __m128 most4 = _mm_max_ps(_mm256_castps256_ps128(most8), _mm256_extractf128_ps(most8, 1));
+    most4 = _mm_max_ps(most4, _mm_movehl_ps(most4, most4));
+    float most = _mm_cvtss_f32(_mm_max_ss(most4, _mm_movehdup_ps(most4)));
+    int numbers = !_mm512_cmp_ps_mask(whole, whole, _CMP_UNORD_Q); /* no NaN, no infinity */
+    *scale = numbers ? most / most_q : NAN;
+    q[0] = q[1] = _mm512_setzero_si512();
+    if (!(numbers && most > 1e-30f)) return 0;
+    float inverse = most_q / most;
+    q[0] = round_to_q16(v[0], inverse, most_q), q[1] = round_to_q16(v[1], inverse, most_q);
+    return 1;
+}
+
+void avx512_pack(const float *x, int32_t cols, float most_q, int16_t *q, float *scale, int32_t *sum) {
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, x += PLM_BLOCK, q += PLM_BLOCK) {
         __m512 v[2] = {_mm512_loadu_ps(x), _mm512_loadu_ps(x + 16)};
-        __m512 whole = _mm512_add_ps(_mm512_sub_ps(v[0], v[0]), _mm512_sub_ps(v[1], v[1]));
-        __m512 most16 = _mm512_max_ps(_mm512_and_ps(size, v[0]), _mm512_and_ps(size, v[1]));
-        __m256 most8 = _mm256_max_ps(_mm512_castps512_ps256(most16), _mm512_extractf32x8_ps(most16, 1));
-        __m128 most4 = _mm_max_ps(_mm256_castps256_ps128(most8), _mm256_extractf128_ps(most8, 1));
-        most4 = _mm_max_ps(most4, _mm_movehl_ps(most4, most4));
-        float most = _mm_cvtss_f32(_mm_max_ss(most4, _mm_movehdup_ps(most4)));
-        int numbers = !_mm512_cmp_ps_mask(whole, whole, _CMP_UNORD_Q); /* no NaN, no infinity */
-        scale[b] = numbers ? most / most_q : NAN;
-        if (sum) sum[b] = 0;
-        if (!(numbers && most > 1e-30f)) {
-            memset(q, 0, PLM_BLOCK * sizeof *q);
-            continue;
-        }
-        float inverse = most_q / most;
-        __m512i first = round_to_q16(v[0], inverse, most_q), second = round_to_q16(v[1], inverse, most_q);
-        store_words(q, first);
-        store_words(q + 16, second);
-        __m512i total = _mm512_add_epi32(first, second);
-        if (sum) sum[b] = sum8_int(_mm256_add_epi32(lower(total), upper(total)));
+        __m512i whole[2];
+        int any = round_block(v, most_q, whole, scale + b);
+        store_words(q, whole[0]);
+        store_words(q + 16, whole[1]);
+        if (!sum) continue;
+        __m512i total = _mm512_add_epi32(whole[0], whole[1]);
+        sum[b] = any ? sum8_int(_mm256_add_epi32(lower(total), upper(total))) : 0;
     }
+}
+
+int32_t avx512_keep_words(const float *x, int16_t *words, uint8_t *which, float *scale) {
+    const __m512i units = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512 zero = _mm512_setzero_ps();
+    __m512 square[2];
+    __m512i q[2];
+    int32_t count = 0;
+    for (int i = 0; i < 2; i++) { /* a NaN is not <= 0: it flows on and shows */
+        __m512 v = _mm512_loadu_ps(x + 16 * i);
+        square[i] = _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(v, zero, _CMP_NLE_UQ), v, v);
+    }
+    round_block(square, PLM_LARGEST, q, scale);
+    for (int i = 0; i < 2; i++) {
+        __mmask16 fired = _mm512_cmp_ps_mask(square[i], zero, _CMP_NEQ_UQ);
+        __m512i numbers = _mm512_add_epi32(units, _mm512_set1_epi32(16 * i));
+        store_words(words + count, _mm512_maskz_compress_epi32(fired, q[i]));
+        __m256i kept = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(fired, numbers));
+        __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(kept), _mm256_extracti128_si256(kept, 1));
+        _mm_storeu_si128((void *)(which + count), bytes);
+        count += __builtin_popcount(fired);
+    }
+    if (count % 2) words[count] = 0, which[count++] = 0;
+    return count;
 }
 
 void avx512_pack_halves(const uint16_t *x, int32_t cols, float most_q, int16_t *q, float *scale) {

@@ -217,6 +217,61 @@ static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t 
     if (o < width) add_outputs_q4_0(&f, w, o, (width - o) / PLM_BLOCK, y);
 }
 
+/* Words in the order in which two rows unpacked give the sums of 16 outputs, and of the 16 behind: four of each 16 in
+ * turn. */
+static void unit_words_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int16_t *y) {
+    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    for (int64_t n = 0; n < PLM_BLOCK; n++)
+        for (int32_t o = first; o < last; o += PLM_BLOCK, y += PLM_BLOCK) {
+            __m512i words = _mm512_cvtepi8_epi16(load32(w + 2 * (int64_t)width + n * width + o));
+            _mm512_storeu_si512(y, _mm512_permutexvar_epi64(order, words));
+        }
+}
+
+static void unit_words_q4_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int16_t *y) {
+    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    for (int64_t n = 0; n < PLM_BLOCK; n++)
+        for (int32_t o = first; o < last; o += PLM_BLOCK, y += PLM_BLOCK) {
+            __m128i both = _mm_loadu_si128((const void *)(w + 2 * (int64_t)width + (n * width + o) / 2));
+            __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(both), _mm_srli_epi16(both, 4), 1);
+            __m512i words = _mm512_sub_epi16(_mm512_cvtepi8_epi16(nibbles_low(bytes)), _mm512_set1_epi16(8));
+            _mm512_storeu_si512(y, _mm512_permutexvar_epi64(order, words));
+        }
+}
+
+/* `blocks` times 32 of n outputs, from those on at which w, scales and y begin; two units a step. */
+INLINED void mix_blocks(plm_fired_words f, int32_t tokens, const int16_t *w, const float *scales, int32_t n, float *y,
+                        int blocks) {
+    for (int32_t i = 0; i < tokens; i++) {
+        const int32_t count = f.count[i];
+        __m512i sum[4];
+        for (int b = 0; b < 2 * blocks; b++) sum[b] = _mm512_setzero_si512();
+        for (int32_t k = 0; k < count; k += 2) {
+            const int16_t *first = w + f.which[k] * n, *second = w + f.which[k + 1] * n;
+            __m512i pair = in_every(f.words + k);
+            for (int b = 0; b < blocks; b++) {
+                __m512i u = load64(first + PLM_BLOCK * b), v = load64(second + PLM_BLOCK * b);
+                sum[2 * b] = add_words(sum[2 * b], _mm512_unpacklo_epi16(u, v), pair);
+                sum[2 * b + 1] = add_words(sum[2 * b + 1], _mm512_unpackhi_epi16(u, v), pair);
+            }
+        }
+        f.words += count, f.which += count;
+        float *to = y + (int64_t)f.token[i] * n;
+        for (int b = 0; b < 2 * blocks; b++) {
+            __m512 before = _mm512_loadu_ps(to + 16 * b), of_output = _mm512_loadu_ps(scales + 16 * b);
+            _mm512_storeu_ps(to + 16 * b, add_scaled16(before, sum[b], of_output, f.scale[i]));
+        }
+    }
+}
+
+static void mix_words(plm_fired_words f, int32_t tokens, const int16_t *w, const float *scales, int32_t n, float *y) {
+    if (n == 64) { /* the usual: a row of w is found by a shift */
+        mix_blocks(f, tokens, w, scales, 64, y, 2);
+        return;
+    }
+    for (int32_t o = 0; o < n; o += PLM_BLOCK) mix_blocks(f, tokens, w + o, scales + o, n, y + o, 1);
+}
+
 const plm_isa plm_avx512_vnni = {
     .name = "avx512-vnni",
     .tile = {avx512_tile_f32, avx512_tile_f16, avx512_tile_bf16, tile_q8_0, tile_q4_0, avx512_tile_q4_k,
@@ -229,6 +284,9 @@ const plm_isa plm_avx512_vnni = {
     .part_units = {[PLM_Q4_K] = avx512_part_q4_k, [PLM_Q6_K] = avx512_part_q6_k},
     .part_rows = {[PLM_Q4_K] = avx2_part_rows_q4_k, [PLM_Q6_K] = avx2_part_rows_q6_k},
     .mix = avx512_mix,
+    .keep_words = avx512_keep_words,
+    .unit_words = {[PLM_Q8_0] = unit_words_q8_0, [PLM_Q4_0] = unit_words_q4_0},
+    .mix_words = mix_words,
     .pack = avx512_pack,
     .pack_halves = avx512_pack_halves,
     .weave = avx2_weave,

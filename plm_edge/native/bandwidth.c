@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-enum { LINE = 64, AHEAD = 4096, LANES = 8 };
+enum { LINE = PLM_LINE, AHEAD = 4096, LANES = 8 };
 
 uint64_t plm_read(const uint8_t *data, size_t bytes) {
     uint64_t sums[LANES] = {0};

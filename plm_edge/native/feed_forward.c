@@ -4,6 +4,7 @@
 
 enum { GATHER_OUTPUTS = 256, UP_TOKENS = 128 };
 enum { DOWN_OUTPUTS = 128 }; /* of an item of DOWN: 64 units of them are 32 KB, an L1 or most of one */
+enum { WORD_OUTPUTS = 64 };  /* the same in integers: 32 units are 4 KB */
 
 static int64_t unit_bytes(const plm_matrix *down) {
     if (plm_is_super(down->format)) return plm_unit_bytes_super(down->format, down->rows);
@@ -127,68 +128,138 @@ void plm_gather_item(const void *p, size_t item, int thread) {
         for (int32_t i = first; i < last; i++) y[i] += partial[(int64_t)s * a->width + i];
 }
 
-static size_t groups_of(int32_t units) { return plm_ceil_div((size_t)units, PLM_BLOCK); }
-static size_t pairs_of(int32_t units) { return plm_ceil_div((size_t)units, PLM_PAIR); }
+static int in_words(const plm_isa *isa, const plm_matrix *down) { return isa->unit_words[down->format] != NULL; }
 
-size_t plm_up_items(const void *p) { return pairs_of(((const plm_up *)p)->down.cols); }
+/* Where `fired` has the tokens of a span, from one token on. */
+typedef struct {
+    float *floats;
+    int16_t *words;
+    float *scale;
+    uint8_t *which, *count;
+    uint16_t *token;
+} fired_at;
 
-/* The squared ReLU of n units h: those that fired into `fired`, their numbers into `which`. Returns how many. */
-static int32_t keep_fired(const float *h, int32_t n, float *fired, uint8_t *which) {
+static fired_at span_at(const plm_fired *f, int32_t first, int32_t span, int64_t tokens) {
+    int64_t at = first * tokens, nth = first / span * tokens;
+    return (fired_at){(float *)f->value + at, (int16_t *)f->value + at, f->scale + nth,
+                      f->which + at,          f->count + nth,           f->token + nth};
+}
+
+static inline void next_token(fired_at *f) {
+    f->floats += *f->count, f->words += *f->count, f->which += *f->count;
+    f->count++, f->scale++, f->token++;
+}
+
+/* What fired of a span, token by token, before it is put into order. */
+typedef struct {
+    float floats[UP_TOKENS][PLM_PAIR];
+    int16_t words[UP_TOKENS][PLM_BLOCK];
+    float scale[UP_TOKENS];
+    uint8_t which[UP_TOKENS][PLM_PAIR], count[UP_TOKENS];
+} kept;
+
+/* Of the squared ReLU of n units h what is not 0. Writes every value, keeps those that fired: no branch to guess. */
+static void keep_floats(const float *h, int32_t n, kept *k, int32_t t) {
     int32_t count = 0;
-    for (int32_t i = 0; i < n; i++) { /* writes every value, keeps those that fired: no branch to guess */
+    for (int32_t i = 0; i < n; i++) {
         float value = plm_squared_relu(h[i]);
-        fired[count] = value;
-        which[count] = (uint8_t)i;
+        k->floats[t][count] = value;
+        k->which[t][count] = (uint8_t)i;
         count += value != 0.0f;
     }
-    return count;
+    k->count[t] = (uint8_t)count;
 }
+
+/* `n` tokens from `from` on to where f points, by their count. Copies all `units` of a span, fired or not: the next
+ * token, or the next call, writes over the rest. */
+static void put_in_order(const kept *k, int32_t from, int32_t n, int32_t units, int32_t words, fired_at *f) {
+    int32_t start[PLM_PAIR + 2] = {0};
+    uint16_t order[UP_TOKENS];
+    for (int32_t t = 0; t < n; t++) start[k->count[t] + 1]++;
+    for (int32_t c = 0; c <= PLM_PAIR; c++) start[c + 1] += start[c];
+    for (int32_t t = 0; t < n; t++) order[start[k->count[t]]++] = (uint16_t)t;
+    for (int32_t i = 0; i < n; i++, next_token(f)) {
+        int32_t t = order[i];
+        if (words)
+            memcpy(f->words, k->words[t], (size_t)units * 2);
+        else
+            memcpy(f->floats, k->floats[t], (size_t)units * 4);
+        memcpy(f->which, k->which[t], (size_t)units);
+        *f->scale = k->scale[t], *f->count = k->count[t], *f->token = (uint16_t)(from + t);
+    }
+}
+
+size_t plm_up_items(const void *p) { return plm_ceil_div((size_t)((const plm_up *)p)->down.cols, PLM_PAIR); }
 
 /* A pair of groups. The units of all tokens together would be too far apart for a cache: kept is what fired. */
 void plm_up_item(const void *p, size_t pair, int thread) {
     const plm_up *a = p;
     const int32_t first = (int32_t)pair * PLM_PAIR, units = plm_min(PLM_PAIR, a->down.cols - first);
+    const int32_t words = in_words(a->isa, &a->down), span = words ? PLM_BLOCK : PLM_PAIR;
     const int64_t tokens = a->step->n_tokens, bytes = plm_tile_bytes(a->up.format, a->up.cols);
     plm_tile *tile = plm_tile_of(a->isa, a->up.format, a->bytes);
-    float *fired = a->fired + (int64_t)pair * tokens * PLM_PAIR, h[UP_TOKENS * PLM_PAIR];
-    uint8_t *which = a->which + (int64_t)pair * tokens * PLM_PAIR, *count = a->count + (int64_t)pair * tokens;
+    fired_at fired[PLM_PAIR / PLM_BLOCK];
+    _Alignas(PLM_LINE) float h[UP_TOKENS * PLM_PAIR];
+    kept k;
     (void)thread;
+    for (int32_t u = 0; u < units; u += span) fired[u / span] = span_at(&a->fired, first + u, span, tokens);
     for (int32_t from = 0; from < tokens; from += UP_TOKENS) {
         int32_t now = plm_min(UP_TOKENS, (int32_t)tokens - from);
         plm_vectors x = plm_vector_at(&a->x, from, a->up.cols);
         for (int32_t i = 0; i < units; i += PLM_TILE)
             tile(a->up.data + (first + i) / PLM_TILE * bytes, a->up.cols, &x, now, h + i, PLM_PAIR);
-        for (int32_t t = 0; t < now; t++) {
-            int32_t kept = keep_fired(h + t * PLM_PAIR, units, fired, which);
-            *count++ = (uint8_t)kept;
-            fired += kept, which += kept;
+        for (int32_t u = 0; u < units; u += span) {
+            for (int32_t t = 0; t < now; t++)
+                if (words)
+                    k.count[t] = (uint8_t)a->isa->keep_words(h + t * PLM_PAIR + u, k.words[t], k.which[t], &k.scale[t]);
+                else
+                    keep_floats(h + t * PLM_PAIR, units, &k, t);
+            put_in_order(&k, from, now, plm_min(span, units), words, &fired[u / span]);
         }
     }
 }
 
-size_t plm_down_items(const void *p) { return plm_ceil_div((size_t)((const plm_down *)p)->down.rows, DOWN_OUTPUTS); }
+static int32_t outputs_of(const plm_down *a) { return in_words(a->isa, &a->down) ? WORD_OUTPUTS : DOWN_OUTPUTS; }
 
-/* sum (tokens, n) += the units of a pair of groups that fired, for outputs first .. first + n. */
-static void down_pair(const plm_down *a, int32_t pair, int32_t first, int32_t n, float *sum) {
-    int32_t tokens = a->step->n_tokens, g = pair * (PLM_PAIR / PLM_BLOCK);
-    const float *fired = a->fired + (int64_t)pair * tokens * PLM_PAIR;
-    const uint8_t *which = a->which + (int64_t)pair * tokens * PLM_PAIR, *count = a->count + (int64_t)pair * tokens;
-    float w[PLM_PAIR * DOWN_OUTPUTS];
+size_t plm_down_items(const void *p) {
+    const plm_down *a = p;
+    return plm_ceil_div((size_t)a->down.rows, (size_t)outputs_of(a));
+}
+
+/* sum (T, n) += the units of a pair of groups that fired, for outputs first .. first + n. */
+static void down_floats(const plm_down *a, int32_t unit, int32_t first, int32_t n, float *sum) {
+    int32_t tokens = a->step->n_tokens, g = unit / PLM_BLOCK;
+    fired_at f = span_at(&a->fired, unit, PLM_PAIR, tokens);
+    _Alignas(PLM_LINE) float w[PLM_PAIR * DOWN_OUTPUTS];
     widen_group(a->isa, &a->down, g, first, first + n, w);
-    if (g + 1 < (int32_t)groups_of(a->down.cols))
-        widen_group(a->isa, &a->down, g + 1, first, first + n, w + PLM_BLOCK * n);
-    for (int32_t t = 0; t < tokens; fired += count[t], which += count[t], t++)
-        a->isa->mix(fired, which, count[t], w, n, sum + (int64_t)t * n);
+    if (unit + PLM_BLOCK < a->down.cols) widen_group(a->isa, &a->down, g + 1, first, first + n, w + PLM_BLOCK * n);
+    for (int32_t i = 0; i < tokens; i++, next_token(&f))
+        a->isa->mix(f.floats, f.which, *f.count, w, n, sum + (int64_t)*f.token * n);
+}
+
+/* The same of one group, in integers. */
+static void down_words(const plm_down *a, int32_t unit, int32_t first, int32_t n, float *sum) {
+    const uint8_t *rows, *group = group_at(&a->down, unit / PLM_BLOCK, &rows);
+    int32_t tokens = a->step->n_tokens;
+    fired_at f = span_at(&a->fired, unit, PLM_BLOCK, tokens);
+    _Alignas(PLM_LINE) int16_t w[PLM_BLOCK * WORD_OUTPUTS];
+    _Alignas(PLM_LINE) float scales[WORD_OUTPUTS];
+    a->isa->unit_words[a->down.format](group, a->down.rows, first, first + n, w);
+    for (int32_t o = 0; o < n; o++) scales[o] = plm_half_at(group + 2 * (first + o));
+    const plm_fired_words fired = {f.words, f.which, f.count, f.scale, f.token};
+    a->isa->mix_words(fired, tokens, w, scales, n, sum);
 }
 
 void plm_down_item(const void *p, size_t item, int thread) {
     const plm_down *a = p;
-    int32_t tokens = a->step->n_tokens, first = (int32_t)item * DOWN_OUTPUTS,
-            n = plm_min(a->down.rows - first, DOWN_OUTPUTS);
+    const int words = in_words(a->isa, &a->down);
+    int32_t tokens = a->step->n_tokens, first = (int32_t)item * outputs_of(a),
+            n = plm_min(a->down.rows - first, outputs_of(a));
     float *sum = a->sums + (int64_t)tokens * first;
     (void)thread;
     memset(sum, 0, (size_t)(tokens * n) * sizeof *sum);
-    for (int32_t pair = 0; pair < (int32_t)pairs_of(a->down.cols); pair++) down_pair(a, pair, first, n, sum);
+    for (int32_t unit = 0; unit < a->down.cols; unit += words ? PLM_BLOCK : PLM_PAIR)
+        (words ? down_words : down_floats)(a, unit, first, n, sum);
     for (int64_t t = 0; t < tokens; t++)
         for (int32_t o = 0; o < n; o++) a->y[t * a->down.rows + first + o] += sum[t * n + o];
 }

@@ -112,7 +112,7 @@ static void product_of_tiles(const plm_product *a, int32_t first, int32_t last) 
     const plm_matrix *w = &a->w;
     int64_t bytes = plm_tile_bytes(w->format, w->cols);
     plm_tile *tile = plm_tile_of(a->isa, w->format, a->bytes);
-    float out[TOKENS_PER_TILE * PLM_TILE];
+    _Alignas(PLM_LINE) float out[TOKENS_PER_TILE * PLM_TILE];
     for (int32_t r = first; r < last; r += PLM_TILE)
         for (int32_t from = 0; from < a->step->n_tokens; from += TOKENS_PER_TILE) {
             int32_t tokens = plm_min(TOKENS_PER_TILE, a->step->n_tokens - from);

@@ -25,7 +25,7 @@ import numpy as np
 from plm_edge.errors import OutputError, UnsupportedError
 from plm_edge.native import lib
 
-BLOCK, PAIR, TILE, SLICES, FEW = 32, 64, 16, 16, 8
+BLOCK, TILE, SLICES, FEW = 32, 16, 16, 8
 FORMAT_CODES = {"F32": 0, "F16": 1, "BF16": 2, "Q8_0": 3, "Q4_0": 4, "Q4_K": 5, "Q6_K": 6}
 ARRANGEMENT_CODES = {"rows": 0, "tile16x4": 1, "group32": 2}
 ACTIVATIONS = {"int16": 32767, "int8": 127}  # the largest integer: PLM_LARGEST, PLM_BYTE
@@ -185,6 +185,18 @@ class Gather(Structure):
     )
 
 
+class Fired(Structure):
+    """plm_fired."""
+
+    _fields_ = (
+        ("value", c_void_p),
+        ("scale", c_void_p),
+        ("which", c_void_p),
+        ("count", c_void_p),
+        ("token", c_void_p),
+    )
+
+
 class Up(Structure):
     """plm_up."""
 
@@ -193,9 +205,7 @@ class Up(Structure):
         ("up", Matrix),
         ("down", Matrix),
         ("x", Vectors),
-        ("fired", c_void_p),
-        ("which", c_void_p),
-        ("count", c_void_p),
+        ("fired", Fired),
         ("bytes", c_int32),
     )
 
@@ -206,9 +216,7 @@ class Down(Structure):
     _fields_ = (
         *_ISA_STEP,
         ("down", Matrix),
-        ("fired", c_void_p),
-        ("which", c_void_p),
-        ("count", c_void_p),
+        ("fired", Fired),
         ("sums", c_void_p),
         ("y", c_void_p),
     )

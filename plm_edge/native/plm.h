@@ -20,6 +20,7 @@
 #define PLM_API __attribute__((visibility("default")))
 
 enum { PLM_BLOCK = 32, PLM_TILE = 16 };
+enum { PLM_LINE = 64 }; /* bytes of a cache line: a load of 512 bits across two takes twice as long */
 
 /* The largest size of both sides of a panel product: 32 * 8191^2 < 2^31. */
 enum { PLM_PANEL = 8191 };
@@ -69,6 +70,15 @@ typedef struct {
     int32_t rows, row_share, scales_share; /* how many rows; bytes of each share */
 } plm_ahead;
 
+/* Units of a group that fired, as integers, token after token: `count`, an even number, of `words` and of `which` (the
+ * unit), and the scale of the words. */
+typedef struct {
+    const int16_t *words;
+    const uint8_t *which, *count;
+    const float *scale;
+    const uint16_t *token;
+} plm_fired_words;
+
 /* What an instruction set must be able to do. kernels.c and its sisters say everything else once, for all
  * of them. */
 typedef struct {
@@ -99,6 +109,15 @@ typedef struct {
                                    float *w);
     /* y[0..n) += sum over k < count of a[k] * row which[k] of w (rows of n floats). */
     void (*mix)(const float *a, const uint8_t *which, int32_t count, const float *w, int32_t n, float *y);
+    /* The same in integers, for many y; NULL where that is no faster. keep_words: of 32 sums x those whose max(x, 0)^2 is
+     * not 0, that rounded to integers, and which they are; returns how many, a 0 of unit 0 added to an odd number; all
+     * 32 places may be written. unit_words: w[n * (last - first) + ...] = weight
+     * of unit n of a whole group without its scale, the outputs of each 32 in an order of the set's own. mix_words: for
+     * each of `tokens` entries of f, y[token * n + o] += (sum over k < count of words[k] * row which[k] of w) *
+     * (scales[o] * scale); n a multiple of 32. */
+    int32_t (*keep_words)(const float *x, int16_t *words, uint8_t *which, float *scale);
+    void (*unit_words[PLM_FORMATS])(const uint8_t *group, int32_t width, int32_t first, int32_t last, int16_t *w);
+    void (*mix_words)(plm_fired_words f, int32_t tokens, const int16_t *w, const float *scales, int32_t n, float *y);
     /* One row of floats to integers: q = round(x / scale), scale = max|x| / most of its block; `sum` may be NULL. A NaN
      * or an infinity makes the scale NaN, so that it shows in every product. */
     void (*pack)(const float *x, int32_t cols, float most, int16_t *q, float *scale, int32_t *sum);
@@ -248,30 +267,39 @@ typedef struct {
     int32_t width;
 } plm_gather;
 
-/* Groups of units that many tokens take together: a loop over those that fired is worth its beginning and its end. */
+/* Units that many tokens take together, a span: in floats a pair of groups, for a loop over those that fired is worth
+ * its beginning and its end; in integers a group, which has one scale for each output. */
 enum { PLM_PAIR = 2 * PLM_BLOCK };
 
-/* Which units of h = max(up x, 0)^2 fired: for each pair of groups and token, count (pairs, T) of them; their values and
- * their numbers in the pair, token after token, in `fired` and `which` (pairs, up to 64 T). up TILE16X4; down, whose
- * groups these are, GROUP32. */
+/* The units of h = max(up x, 0)^2 that fired. For each span and each of T tokens in turn: count (spans, T) of them, and
+ * which token (spans, T) that is; behind each other their values and their numbers in the span, in `value` and `which`
+ * (spans, up to span * T). Values are floats, or integers with a scale (spans, T), an even number of them: the last may
+ * be a 0. Tokens of equal count follow each other: a loop whose length changes with each token takes as long to guess
+ * as to do. */
+typedef struct {
+    void *value;
+    float *scale;
+    uint8_t *which, *count;
+    uint16_t *token;
+} plm_fired;
+
+/* fired = the units of max(up x, 0)^2. up TILE16X4; down, whose groups they are, GROUP32. */
 typedef struct {
     const plm_isa *isa;
     const plm_step *step;
     plm_matrix up, down;
     plm_vectors x;
-    float *fired;
-    uint8_t *which, *count;
+    plm_fired fired;
     int32_t bytes;
 } plm_up;
 
-/* y (T, down.rows) += down h, with fired, which and count as UP leaves them. sums: room for (T, down.rows), where
- * the outputs of an item lie together: rows of y are too far apart for a cache. down GROUP32. */
+/* y (T, down.rows) += down h, with `fired` as UP leaves it. sums: room for (T, down.rows), where the outputs of an item
+ * lie together: rows of y are too far apart for a cache. down GROUP32. */
 typedef struct {
     const plm_isa *isa;
     const plm_step *step;
     plm_matrix down;
-    const float *fired;
-    const uint8_t *which, *count;
+    plm_fired fired;
     float *sums, *y;
 } plm_down;
 

@@ -238,6 +238,39 @@ static void mix(const float *a, const uint8_t *which, int32_t count, const float
         for (int32_t i = 0; i < n; i++) y[i] += a[k] * w[which[k] * n + i];
 }
 
+static int32_t keep_words(const float *x, int16_t *words, uint8_t *which, float *scale) {
+    float square[PLM_BLOCK];
+    int16_t q[PLM_BLOCK];
+    int32_t count = 0;
+    for (int32_t i = 0; i < PLM_BLOCK; i++) square[i] = plm_squared_relu(x[i]);
+    plm_scalar.pack(square, PLM_BLOCK, PLM_LARGEST, q, scale, NULL);
+    for (int32_t i = 0; i < PLM_BLOCK; i++)
+        if (square[i] != 0.0f) words[count] = q[i], which[count++] = (uint8_t)i;
+    if (count % 2) words[count] = 0, which[count++] = 0;
+    return count;
+}
+
+static inline void unit_words(const uint8_t *w, int32_t width, int32_t first, int32_t last, int16_t *y, int format) {
+    for (int32_t n = 0; n < PLM_BLOCK; n++)
+        for (int32_t o = first; o < last; o++) *y++ = (int16_t)unit_weight(w + 2 * (int64_t)width, width, n, o, format);
+}
+
+static void unit_words_q8_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int16_t *y) {
+    unit_words(w, width, first, last, y, PLM_Q8_0);
+}
+static void unit_words_q4_0(const uint8_t *w, int32_t width, int32_t first, int32_t last, int16_t *y) {
+    unit_words(w, width, first, last, y, PLM_Q4_0);
+}
+
+static void mix_words(plm_fired_words f, int32_t tokens, const int16_t *w, const float *scales, int32_t n, float *y) {
+    for (int32_t i = 0; i < tokens; f.words += f.count[i], f.which += f.count[i], i++)
+        for (int32_t o = 0; o < n; o++) {
+            int32_t sum = 0;
+            for (int32_t k = 0; k < f.count[i]; k++) sum += f.words[k] * w[f.which[k] * n + o];
+            y[f.token[i] * n + o] += (float)sum * (scales[o] * f.scale[i]);
+        }
+}
+
 /* ---- panels: column by column, the 16 lanes of a column side by side ---- */
 
 static void weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel) {
@@ -370,6 +403,9 @@ const plm_isa plm_scalar = {
     .part_units = {[PLM_Q4_K] = plm_scalar_part_q4_k, [PLM_Q6_K] = plm_scalar_part_q6_k},
     .part_rows = {[PLM_Q4_K] = plm_scalar_part_rows_q4_k, [PLM_Q6_K] = plm_scalar_part_rows_q6_k},
     .mix = mix,
+    .keep_words = keep_words,
+    .unit_words = {[PLM_Q8_0] = unit_words_q8_0, [PLM_Q4_0] = unit_words_q4_0},
+    .mix_words = mix_words,
     .pack = pack,
     .pack_halves = pack_halves,
     .weave = weave,

@@ -65,9 +65,62 @@ static void unit_rows(int format, int32_t width, int32_t first, int32_t last, in
     drop(w), drop(got), drop(want);
 }
 
+/* Words of two tokens, the second before the first. Their order is the set's own: they are compared through what they
+ * add up to. */
+static void words(int format, int32_t width, int32_t first, int32_t last, int32_t count) {
+    const int32_t n = last - first;
+    const int64_t quants = (int64_t)PLM_BLOCK * (width / PLM_BLOCK) * quant_bytes(format);
+    const uint16_t token[2] = {1, 0};
+    const uint8_t counts[2] = {(uint8_t)count, (uint8_t)(PLM_BLOCK - count)};
+    const float scale[2] = {0.5f, 2.0f};
+    guarded w = weights(format, (size_t)(2 * width + quants), width, quants, -1), y = floats(2 * n), scales = floats(n);
+    guarded own = take((size_t)(PLM_BLOCK * n) * 2), theirs = take((size_t)(PLM_BLOCK * n) * 2);
+    guarded q = take(PLM_BLOCK * 2), which = take(PLM_BLOCK), want = copy_of(y.at, (size_t)(2 * n) * 4);
+    int16_t *words = (int16_t *)(void *)q.at;
+    for (int32_t k = 0; k < PLM_BLOCK; k++) {
+        words[k] = (int16_t)(k % 2 ? -PLM_LARGEST + 7 * k : PLM_LARGEST - 5 * k);
+        which.at[k] = (uint8_t)((5 * k + 3) % PLM_BLOCK);
+    }
+    const plm_fired_words fired = {words, which.at, counts, scale, token};
+    plm_scalar.unit_words[format](w.at, width, first, last, (int16_t *)(void *)theirs.at);
+    plm_scalar.mix_words(fired, 2, (int16_t *)(void *)theirs.at, values(scales), n, values(want));
+    if (bend) words[PLM_BLOCK - 1] += 900;
+    tested->unit_words[format](w.at, width, first, last, (int16_t *)(void *)own.at);
+    tested->mix_words(fired, 2, (int16_t *)(void *)own.at, values(scales), n, values(y));
+    same("mix_words", n, count, values(y), values(want), 2 * n);
+    drop(w), drop(y), drop(scales), drop(own), drop(theirs), drop(q), drop(which), drop(want);
+}
+
+/* 32 sums of which about `positive` are above 0; special: one of them is that. */
+static void keep(int32_t positive, float special) {
+    guarded x = floats(PLM_BLOCK), got = take(PLM_BLOCK * 2), want = take(PLM_BLOCK * 2);
+    guarded which = take(PLM_BLOCK), expected = take(PLM_BLOCK);
+    float scale[2];
+    for (int32_t i = 0; i < PLM_BLOCK; i++)
+        values(x)[i] = fabsf(values(x)[i]) * (5 * i % PLM_BLOCK < positive ? 1.0f : -1.0f);
+    if (special != 0.0f) values(x)[9] = special;
+    int32_t n = plm_scalar.keep_words(values(x), (int16_t *)(void *)want.at, expected.at, scale);
+    if (bend) values(x)[0] = 3.0f;
+    int32_t count = tested->keep_words(values(x), (int16_t *)(void *)got.at, which.at, scale + 1);
+    int equal = count == n && !memcmp(got.at, want.at, (size_t)n * 2) && !memcmp(which.at, expected.at, (size_t)n);
+    equal &= scale[0] == scale[1] || (isnan(scale[0]) && isnan(scale[1]));
+    float failed = equal ? 0.0f : 1.0f, none = 0.0f;
+    same("keep_words", positive, n, &failed, &none, 1);
+    drop(x), drop(got), drop(want), drop(which), drop(expected);
+}
+
+static void keeps(void) {
+    static const float specials[] = {NAN, INFINITY, -INFINITY, 1e-20f, 1e25f};
+    for (int32_t positive = bend ? 7 : 0; positive <= PLM_BLOCK; positive++) keep(positive, 0.0f);
+    for (int i = 0; !bend && i < 5; i++) keep(6, specials[i]);
+}
+
 void units_of_tokens(int format) {
     static const int32_t ends[][2] = {{0, 32}, {32, 160}, {128, 160}, {0, 160}};
     for (int i = 0; i < 4; i++) unit_rows(format, 160, ends[i][0], ends[i][1], PLM_BLOCK);
+    for (int i = 0; i < 4 && tested->unit_words[format]; i++)
+        for (int32_t count = 0; count <= PLM_BLOCK; count += 2) words(format, 160, ends[i][0], ends[i][1], count);
+    if (tested->unit_words[format]) keeps();
     for (int32_t units = 1; !is_integer(format) && units < 8; units += 3) { /* short, odd groups */
         unit_rows(format, 37, 0, 37, units);
         unit_rows(format, 37, 32, 37, units);
