@@ -15,12 +15,12 @@ from plm_edge.spec import ModelSpec
 PREFILL_CHUNK = 256  # tokens that pass the layers together
 HEAD_ROWS = 8  # tokens whose logits are computed together
 MAX_THREADS = 256  # of a session
-_BYTES = {"i8": 8, "f4": 4, "i4": 4, "i2": 2, "u2": 2, "u1": 1}
+_BYTES = {"i8": 8, "f4": 4, "i4": 4, "i2": 2, "u2": 2, "i1": 1, "u1": 1}
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """One array of the workspace; dtype as numpy writes it (f4, i8, i4, i2, u2, u1)."""
+    """One array of the workspace; dtype as numpy writes it (f4, i8, i4, i2, u2, i1, u1)."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,8 +32,12 @@ class Buffer:
         return -(-math.prod(self.shape) * _BYTES[self.dtype] // 64) * 64
 
 
-def _activations(name: str, tokens: int, width: int) -> list[Buffer]:
-    """Floats, and the 16-bit integers that meet integer weights (plm_vectors in plm.h)."""
+def _activations(name: str, tokens: int, width: int, in_bytes: bool = False) -> list[Buffer]:
+    """Floats, and the integers that meet integer weights (plm_vectors in plm.h).
+
+    in_bytes: room for those of 8 bits too, which `--activations int8` asks for. Not for the units:
+    squares are too unequal for 8 bits.
+    """
     rows = [Buffer(name, (tokens, width))]
     if width % kernels.BLOCK == 0:
         rows += [
@@ -41,6 +45,7 @@ def _activations(name: str, tokens: int, width: int) -> list[Buffer]:
             Buffer(f"{name}.scale", (tokens, width // kernels.BLOCK)),
             Buffer(f"{name}.sum", (tokens, width // kernels.BLOCK), "i4"),
         ]
+        rows += [Buffer(f"{name}.bytes", (tokens, width), "i1")] if in_bytes else []
     return rows
 
 
@@ -60,14 +65,13 @@ def workspace(
         Buffer("ids", (chunk,), "i4"),
         Buffer("turns", (n_ctx, spec.rope)),
         Buffer("x", (chunk, spec.d_model)),
-        *_activations("h", chunk, spec.d_model),
+        *_activations("h", chunk, spec.d_model, True),
         Buffer("q", (chunk, spec.heads * (spec.nope + spec.rope))),
         Buffer("kv_a", (chunk, spec.rank + spec.rope)),
         Buffer("q_latent", (chunk, spec.heads, spec.rank)),
         Buffer("partial", (max(chunk, few * kernels.SLICES), partial)),
-        *_activations("heads", chunk, spec.heads * spec.v_head),
+        *_activations("heads", chunk, spec.heads * spec.v_head, True),
         *_activations("units", chunk, spec.d_ffn),
-        Buffer("fired.value", (groups, chunk, kernels.BLOCK)),
         Buffer("fired.scale", (groups, chunk)),
         Buffer("fired.which", (groups, chunk, kernels.BLOCK), "u1"),
         Buffer("fired.count", (groups, chunk), "u1"),
@@ -75,7 +79,7 @@ def workspace(
         Buffer("sums", (chunk, spec.d_model)),
         Buffer("slices", (few, kernels.SLICES, spec.d_model)),
         Buffer("unit_rows", (kernels.SLICES,), "i8"),
-        *_activations("last", HEAD_ROWS, spec.d_model),
+        *_activations("last", HEAD_ROWS, spec.d_model, True),
         Buffer("logits", (HEAD_ROWS, spec.vocab)),
         Buffer("scratch", (threads, scratch), "u1"),
         *(_screen(spec) if screened else ()),

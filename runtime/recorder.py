@@ -63,15 +63,16 @@ class KernelRecorder:
     def _vectors(self, name: str) -> native.Vectors:
         parts = (f"{name}.q", f"{name}.scale", f"{name}.sum")
         packed = (self._at(p) if p in self.buffers else None for p in parts)
-        return native.Vectors(self._at(name), *packed)
+        in_bytes = self._at(f"{name}.bytes") if self._in_bytes(name) else None
+        return native.Vectors(self._at(name), *packed, in_bytes)
 
     def _address(self, weight: MappedWeight) -> int:
         self.kept.append(weight.data)
         return int(weight.data.ctypes.data)
 
     def _in_bytes(self, x: str) -> bool:
-        """Not what `ffn_down` is given: squares are too unequal for 8 bits."""
-        return self.activations == "int8" and x in ("h", "heads", "last")
+        """Not what `ffn_down` is given, see the workspace."""
+        return self.activations == "int8" and f"{x}.bytes" in self.buffers
 
     def _most(self, x: str) -> int:
         return native.ACTIVATIONS["int8" if self._in_bytes(x) else "int16"]
@@ -107,8 +108,8 @@ class KernelRecorder:
         self._add("pack", args)
 
     def product(self, weight: MappedWeight, x: str, y: str, *, add: bool = False) -> None:
-        at, in_bytes = self._vectors(x), self._in_bytes(x)
-        args = native.Product(*self._head(), self._matrix(weight), at, self._at(y), add, in_bytes)
+        at = self._vectors(x)
+        args = native.Product(*self._head(), self._matrix(weight), at, self._at(y), add)
         self._add("product", args)
 
     def rotate(self, q: str) -> None:
@@ -168,7 +169,6 @@ class KernelRecorder:
             self._matrix(down),
             self._vectors(x),
             *(self._at(name) for name in ("units", "slices", "unit_rows")),
-            self._in_bytes(x),
         )
         self._add("fire", args)
         slices, step = self._at("slices"), ctypes.pointer(self.step)
@@ -176,7 +176,7 @@ class KernelRecorder:
 
     def up(self, up: MappedWeight, down: MappedWeight, x: str) -> None:
         weights = self._matrix(up), self._matrix(down), self._vectors(x)
-        args = native.Up(*self._head(), *weights, self._fired(), self._in_bytes(x))
+        args = native.Up(*self._head(), *weights, self._fired())
         self._add("up", args)
 
     def down(self, down: MappedWeight, y: str) -> None:
@@ -185,8 +185,9 @@ class KernelRecorder:
         self._add("down", args)
 
     def _fired(self) -> native.Fired:
-        parts = ("value", "scale", "which", "count", "token")
-        return native.Fired(*(self._at(f"fired.{part}") for part in parts))
+        """What fired takes the place of the units, which nobody else needs meanwhile."""
+        parts = ("scale", "which", "count", "token")
+        return native.Fired(self._at("units"), *(self._at(f"fired.{part}") for part in parts))
 
     def screened_head(
         self, head: MappedWeight, screen: Mapping[str, MappedWeight], tiles: int, x: str, y: str

@@ -86,7 +86,8 @@ class Activations:
         self.x = floats(len(x))
         self.x[:] = x
         self.q, self.scale, self.sum = Primitives("scalar").pack(x[: blocks * BLOCK], most)
-        arrays = (self.x, self.q, self.scale, self.sum)
+        self.bytes = self.q.astype(np.int8)  # of use where `most` fits
+        arrays = (self.x, self.q, self.scale, self.sum, self.bytes)
         self.struct = Vectors(*(array.ctypes.data for array in arrays))
 
 
@@ -111,7 +112,10 @@ class Primitives:
         """X (T, cols) -> (T, 16); what lies between the rows of the result is left alone."""
         x, data = np.atleast_2d(x), unaligned(data)
         each = [Activations(row, most) for row in x]
-        joined = [np.concatenate([getattr(a, k) for a in each]) for k in ("x", "q", "scale", "sum")]
+        joined = [
+            np.concatenate([getattr(a, k) for a in each])
+            for k in ("x", "q", "scale", "sum", "bytes")
+        ]
         struct = Vectors(*(array.ctypes.data for array in joined))
         y = floats(len(x) * stride, 7)
         table = self._table.tile_of_bytes if in_bytes else self._table.tile

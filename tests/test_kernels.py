@@ -31,7 +31,7 @@ def product(name, weight, x, y, add=False, threads=1):
     out = floats(y.size).reshape(y.shape)
     out[:] = y
     args = kernels.Product(
-        isa(name), step(len(rows.x)), weight.struct, rows.struct, out.ctypes.data, add, False
+        isa(name), step(len(rows.x)), weight.struct, rows.struct, out.ctypes.data, add
     )
     assert run(("product", args), threads=threads)
     return out
@@ -128,7 +128,6 @@ class Pair:
             units.ctypes.data,
             partial.ctypes.data,
             self.unit_rows.ctypes.data,
-            False,
         )
         gather = kernels.Gather(now, partial.ctypes.data, out.ctypes.data, self.d_model)
         assert run(("fire", fire), ("gather", gather), threads=threads)
@@ -146,7 +145,7 @@ class Pair:
         )
         fired = kernels.Fired(*(array.ctypes.data for array in arrays))
         weights = self.up.struct, self.down.struct
-        up = kernels.Up(isa(name), step(tokens), *weights, rows.struct, fired, False)
+        up = kernels.Up(isa(name), step(tokens), *weights, rows.struct, fired)
         sums = np.full((tokens, self.d_model), np.nan, np.float32)
         room = (sums.ctypes.data, out.ctypes.data)
         down = kernels.Down(isa(name), step(tokens), self.down.struct, fired, *room)

@@ -246,7 +246,7 @@ void plm_unabsorb_item(const void *p, size_t item, int thread) {
     }
     for (int32_t i = 0; i < a->rank; i++) latent[i] /= sum;
 
-    plm_vectors x = {latent, NULL, NULL, NULL};
+    plm_vectors x = {.f = latent};
     if (a->kv_b.format >= PLM_Q8_0) {
         x.q = (int16_t *)(void *)(latent + a->rank);
         x.scale = latent + 2 * (int64_t)a->rank;

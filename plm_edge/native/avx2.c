@@ -71,9 +71,8 @@ static void one_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float
 static void one_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
     __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 288) {
-        uint8_t q[PLM_BLOCK];
+        const int8_t *q = x->bytes + b * PLM_BLOCK;
         ask_ahead(w, 288);
-        _mm256_storeu_si256((void *)q, to_bytes(x->q + b * PLM_BLOCK));
         __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
         for (int g = 0; g < 4; g++) {
             __m256i q_low = four_bytes(q + 4 * g), q_high = four_bytes(q + 16 + 4 * g);

@@ -193,11 +193,6 @@ void avx2_several_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int
 void avx2_several_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                                 int32_t stride);
 
-/* 32 integers that fit a byte. */
-static inline __m256i to_bytes(const int16_t *q) {
-    return _mm256_permute4x64_epi64(_mm256_packs_epi16(load32(q), load32(q + 16)), 0xd8);
-}
-
 /* ---- groups of units ---- */
 
 /* The rows of the units of a group that fired. */

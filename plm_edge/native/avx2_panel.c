@@ -102,11 +102,11 @@ void avx2_several_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int
 
 enum { BYTES_BLOCK = PLM_BLOCK * PLM_TILE };
 
-/* n blocks for R tokens: x has their bytes (R, n blocks), x_scale and x_sum begin at the first block of the first. */
+/* n blocks for R tokens: x begins with them. */
 static inline __attribute__((always_inline)) void rows_of_bytes(const uint8_t *bytes, const float *scales, int32_t n,
-                                                                const uint8_t *x, const float *x_scale,
-                                                                const int32_t *x_sum, int32_t x_blocks, float *y,
+                                                                const plm_vectors *x, int32_t cols, float *y,
                                                                 int32_t stride, int R) {
+    const int32_t x_blocks = cols / PLM_BLOCK;
     for (int32_t b = 0; b < n; b++, bytes += BYTES_BLOCK, scales += PLM_TILE) {
         __m256i sum[4][2];
         for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
@@ -114,7 +114,7 @@ static inline __attribute__((always_inline)) void rows_of_bytes(const uint8_t *b
         for (int g = 0; g < PLM_BLOCK / 4; g++) {
             __m256i low = load32(bytes + 64 * g), high = load32(bytes + 64 * g + 32);
             for (int r = 0; r < R; r++) {
-                __m256i q = four_bytes(x + (r * n + b) * PLM_BLOCK + 4 * g);
+                __m256i q = four_bytes(x->bytes + (int64_t)r * cols + b * PLM_BLOCK + 4 * g);
                 sum[r][0] = add_products(sum[r][0], low, q);
                 sum[r][1] = add_products(sum[r][1], high, q);
             }
@@ -123,8 +123,8 @@ static inline __attribute__((always_inline)) void rows_of_bytes(const uint8_t *b
             for (int i = 0; i < 2; i++) {
                 float *at = y + (int64_t)r * stride + 8 * i;
                 __m256i whole = _mm256_madd_epi16(sum[r][i], _mm256_set1_epi16(1));
-                whole = _mm256_add_epi32(whole, _mm256_set1_epi32(-8 * x_sum[r * x_blocks + b]));
-                __m256 x_factor = _mm256_set1_ps(x_scale[r * x_blocks + b]);
+                whole = _mm256_add_epi32(whole, _mm256_set1_epi32(-8 * x->sum[r * x_blocks + b]));
+                __m256 x_factor = _mm256_set1_ps(x->scale[r * x_blocks + b]);
                 __m256 factor = _mm256_mul_ps(_mm256_loadu_ps(scales + 8 * i), x_factor);
                 __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(whole), factor);
                 _mm256_storeu_ps(at, _mm256_add_ps(_mm256_loadu_ps(at), product));
@@ -142,27 +142,6 @@ static void unpack_bytes(const uint8_t *w, uint8_t *bytes, float *scales) {
     }
 }
 
-/* The tokens from the first of x on, four at a time, meet n blocks that are unpacked. */
-static void chunk_of_bytes(const uint8_t *bytes, const float *scales, int32_t n, const plm_vectors *x, int32_t cols,
-                           int32_t b, int32_t tokens, float *y, int32_t stride) {
-    const int32_t blocks = cols / PLM_BLOCK;
-    uint8_t q[4 * CHUNK * PLM_BLOCK];
-    for (int32_t t = 0; t < tokens;) {
-        const int R = tokens - t < 4 ? 1 : 4;
-        const int64_t at = (int64_t)t * blocks + b;
-        for (int r = 0; r < R; r++)
-            for (int32_t i = 0; i < n; i++)
-                _mm256_storeu_si256((void *)(q + (r * n + i) * PLM_BLOCK),
-                                    to_bytes(x->q + (at + r * blocks + i) * PLM_BLOCK));
-        float *to = y + (int64_t)t * stride;
-        if (R == 4)
-            rows_of_bytes(bytes, scales, n, q, x->scale + at, x->sum + at, blocks, to, stride, 4);
-        else
-            rows_of_bytes(bytes, scales, n, q, x->scale + at, x->sum + at, blocks, to, stride, 1);
-        t += R;
-    }
-}
-
 void avx2_several_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                                 int32_t stride) {
     const int32_t blocks = cols / PLM_BLOCK;
@@ -175,6 +154,15 @@ void avx2_several_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vector
             ask_ahead(w, 288);
             unpack_bytes(w, bytes + i * BYTES_BLOCK, scales + i * PLM_TILE);
         }
-        chunk_of_bytes(bytes, scales, n, x, cols, b, tokens, y, stride);
+        plm_vectors at = {.bytes = x->bytes + b * PLM_BLOCK, .scale = x->scale + b, .sum = x->sum + b};
+        for (int32_t t = 0; t < tokens;) {
+            float *to = y + (int64_t)t * stride;
+            const int32_t R = tokens - t < 4 ? 1 : 4;
+            if (R == 4)
+                rows_of_bytes(bytes, scales, n, &at, cols, to, stride, 4);
+            else
+                rows_of_bytes(bytes, scales, n, &at, cols, to, stride, 1);
+            t += R, at.bytes += (int64_t)R * cols, at.scale += R * blocks, at.sum += R * blocks;
+        }
     }
 }

@@ -81,6 +81,10 @@ static inline __m512 exp16(__m512 x) {
 void avx512_tile_f32(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
 void avx512_tile_f16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
 void avx512_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
+void avx512_tile_of_bytes_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                               int32_t stride);
+void avx512_tile_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                               int32_t stride);
 float avx512_row_f32(const uint8_t *w, int32_t cols, const plm_vectors *x);
 float avx512_row_f16(const uint8_t *w, int32_t cols, const plm_vectors *x);
 float avx512_row_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x);

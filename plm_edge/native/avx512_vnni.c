@@ -276,6 +276,7 @@ const plm_isa plm_avx512_vnni = {
     .name = "avx512-vnni",
     .tile = {avx512_tile_f32, avx512_tile_f16, avx512_tile_bf16, tile_q8_0, tile_q4_0, avx512_tile_q4_k,
              avx512_tile_q6_k},
+    .tile_of_bytes = {[PLM_Q8_0] = avx512_tile_of_bytes_q8_0, [PLM_Q4_0] = avx512_tile_of_bytes_q4_0},
     .row = {avx512_row_f32, avx512_row_f16, avx512_row_bf16, row_q8_0, row_q4_0, avx512_row_q4_k, avx2_row_q6_k},
     .add_rows = {avx512_add_f32, avx512_add_f16, avx512_add_bf16, avx512_add_q8_0, avx512_add_q4_0, avx512_add_q4_k,
                  avx512_add_q6_k},

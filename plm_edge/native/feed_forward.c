@@ -55,7 +55,7 @@ size_t plm_fire_items(const void *p) {
 /* The units of a slice: h (T, units) of the whole layer, these columns. */
 static void fire_up(const plm_fire *a, int32_t first, int32_t last) {
     int64_t bytes = plm_tile_bytes(a->up.format, a->up.cols), units = a->down.cols;
-    plm_tile *tile = plm_tile_of(a->isa, a->up.format, a->bytes);
+    plm_tile *tile = plm_tile_of(a->isa, a->up.format, &a->x);
     int32_t tokens = a->step->n_tokens;
     float h[PLM_FEW * PLM_TILE];
     for (int32_t unit = first; unit < last; unit += PLM_TILE) {
@@ -197,7 +197,7 @@ void plm_up_item(const void *p, size_t pair, int thread) {
     const int32_t first = (int32_t)pair * PLM_PAIR, units = plm_min(PLM_PAIR, a->down.cols - first);
     const int32_t words = in_words(a->isa, &a->down), span = words ? PLM_BLOCK : PLM_PAIR;
     const int64_t tokens = a->step->n_tokens, bytes = plm_tile_bytes(a->up.format, a->up.cols);
-    plm_tile *tile = plm_tile_of(a->isa, a->up.format, a->bytes);
+    plm_tile *tile = plm_tile_of(a->isa, a->up.format, &a->x);
     fired_at fired[PLM_PAIR / PLM_BLOCK];
     _Alignas(PLM_LINE) float h[UP_TOKENS * PLM_PAIR];
     kept k;

@@ -64,6 +64,12 @@ static void rms_norm(const float *x, const float *w, int32_t width, float eps, f
     for (int32_t i = 0; i < width; i++) y[i] = x[i] * inverse * w[i];
 }
 
+/* y (cols) as the integers of x, if those are wanted. */
+static void pack_row(const plm_isa *isa, const float *y, int32_t cols, int32_t most, const plm_vectors *x) {
+    if (x->q) isa->pack(y, cols, (float)most, x->q, x->scale, x->sum);
+    for (int32_t i = 0; x->bytes && i < cols; i++) x->bytes[i] = (int8_t)x->q[i];
+}
+
 static size_t norm_items(const void *p) { return (size_t)((const plm_norm *)p)->step->n_tokens; }
 
 static void norm_item(const void *p, size_t t, int thread) {
@@ -72,7 +78,7 @@ static void norm_item(const void *p, size_t t, int thread) {
     (void)thread;
     rms_norm(a->x + (a->step->first + (int64_t)t) * a->width, a->w, a->width, a->eps, y);
     plm_vectors at = plm_vector_at(&a->packed, (int64_t)t, a->width);
-    if (at.q) a->isa->pack(y, a->width, (float)a->most, at.q, at.scale, at.sum);
+    pack_row(a->isa, y, a->width, a->most, &at);
 }
 
 static size_t pack_items(const void *p) { return (size_t)((const plm_pack *)p)->step->n_tokens; }
@@ -83,7 +89,7 @@ static void pack_item(const void *p, size_t t, int thread) {
     (void)thread;
     for (int32_t i = 0; a->square && i < a->width; i++) x[i] = plm_squared_relu(x[i]);
     plm_vectors at = plm_vector_at(&a->packed, (int64_t)t, a->width);
-    if (at.q) a->isa->pack(x, a->width, (float)a->most, at.q, at.scale, at.sum);
+    pack_row(a->isa, x, a->width, a->most, &at);
 }
 
 /* ---- products ---- */
@@ -111,7 +117,7 @@ static void product_of_rows(const plm_product *a, int32_t first, int32_t last) {
 static void product_of_tiles(const plm_product *a, int32_t first, int32_t last) {
     const plm_matrix *w = &a->w;
     int64_t bytes = plm_tile_bytes(w->format, w->cols);
-    plm_tile *tile = plm_tile_of(a->isa, w->format, a->bytes);
+    plm_tile *tile = plm_tile_of(a->isa, w->format, &a->x);
     _Alignas(PLM_LINE) float out[TOKENS_PER_TILE * PLM_TILE];
     for (int32_t r = first; r < last; r += PLM_TILE)
         for (int32_t from = 0; from < a->step->n_tokens; from += TOKENS_PER_TILE) {

@@ -46,14 +46,15 @@ static inline __attribute__((always_inline)) void plm_ask(const plm_ahead *next,
 typedef void plm_tile(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                       int32_t stride);
 
-static inline plm_tile *plm_tile_of(const plm_isa *isa, int format, int bytes) {
-    return bytes && isa->tile_of_bytes[format] ? isa->tile_of_bytes[format] : isa->tile[format];
+static inline plm_tile *plm_tile_of(const plm_isa *isa, int format, const plm_vectors *x) {
+    return x->bytes && isa->tile_of_bytes[format] ? isa->tile_of_bytes[format] : isa->tile[format];
 }
 
 /* Row t of the activations. */
 static inline plm_vectors plm_vector_at(const plm_vectors *x, int64_t t, int32_t cols) {
     int64_t blocks = cols / PLM_BLOCK;
-    plm_vectors at = {x->f ? x->f + t * cols : NULL, NULL, NULL, NULL};
+    plm_vectors at = {.f = x->f ? x->f + t * cols : NULL};
+    if (x->bytes) at.bytes = x->bytes + t * cols;
     if (x->q) at.q = x->q + t * cols, at.scale = x->scale + t * blocks, at.sum = x->sum + t * blocks;
     return at;
 }

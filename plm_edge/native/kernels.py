@@ -47,7 +47,7 @@ class Matrix(Structure):
 class Vectors(Structure):
     """plm_vectors."""
 
-    _fields_ = (("f", c_void_p), ("q", c_void_p), ("scale", c_void_p), ("sum", c_void_p))
+    _fields_ = tuple((name, c_void_p) for name in ("f", "q", "scale", "sum", "bytes"))
 
 
 class Step(Structure):
@@ -102,7 +102,6 @@ class Product(Structure):
         ("x", Vectors),
         ("y", c_void_p),
         ("add", c_int32),
-        ("bytes", c_int32),
     )
 
 
@@ -170,7 +169,6 @@ class Fire(Structure):
         ("h", c_void_p),
         ("partial", c_void_p),
         ("unit_rows", c_void_p),
-        ("bytes", c_int32),
     )
 
 
@@ -206,7 +204,6 @@ class Up(Structure):
         ("down", Matrix),
         ("x", Vectors),
         ("fired", Fired),
-        ("bytes", c_int32),
     )
 
 

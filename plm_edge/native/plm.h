@@ -46,12 +46,14 @@ typedef struct {
 } plm_matrix;
 
 /* Activations of several tokens, a row each: the floats, and the same rows as 16-bit integers.
- * q (tokens, cols) and, for each block of 32, scale and sum of q (tokens, cols / 32). */
+ * q (tokens, cols) and, for each block of 32, scale and sum of q (tokens, cols / 32). bytes (tokens, cols): q once more,
+ * where none is above PLM_BYTE, else NULL. */
 typedef struct {
     const float *f;
     int16_t *q;
     float *scale;
     int32_t *sum;
+    int8_t *bytes;
 } plm_vectors;
 
 /* The moving part of a session: everything else in the arguments stays as recorded. */
@@ -87,7 +89,7 @@ typedef struct {
      */
     void (*tile[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                               int32_t stride);
-    /* The same where no integer of x is above PLM_BYTE; NULL where `tile` is all there is. */
+    /* The same from x->bytes; NULL where `tile` is all there is. */
     void (*tile_of_bytes[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens,
                                        float *y, int32_t stride);
     /* A plain row times x. */
@@ -200,7 +202,7 @@ typedef struct {
     plm_matrix w;
     plm_vectors x;
     float *y;
-    int32_t add, bytes; /* bytes: no integer of x is above PLM_BYTE */
+    int32_t add;
 } plm_product;
 
 /* Rotate the last `rope` values of every head of q (T, heads, nope + rope) by its position, adjacent pairs.
@@ -256,7 +258,6 @@ typedef struct {
     plm_vectors x;
     float *h, *partial;
     int64_t *unit_rows;
-    int32_t bytes;
 } plm_fire;
 
 /* y (T, width) += the 16 slices of partial (T, 16, width), in their order. */
@@ -290,7 +291,6 @@ typedef struct {
     plm_matrix up, down;
     plm_vectors x;
     plm_fired fired;
-    int32_t bytes;
 } plm_up;
 
 /* y (T, down.rows) += down h, with `fired` as UP leaves it. sums: room for (T, down.rows), where the outputs of an item

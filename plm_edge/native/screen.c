@@ -89,7 +89,7 @@ static void rescore_item(const void *p, size_t item, int thread) {
     const plm_screen *a = p;
     int32_t tile = a->chosen[item], rows = rows_of(a, tile), lowest = a->peaks[tiles_of(a)];
     float *logits = a->logits + (int64_t)tile * PLM_TILE, exact[PLM_TILE], *tails = a->tails + 4 * item;
-    plm_product one = {a->isa, a->step, a->w, a->x, exact, 0, 0};
+    plm_product one = {a->isa, a->step, a->w, a->x, exact, 0};
     one.w.data += tile * a->tile_bytes;
     one.w.rows = rows;
     plm_kernel_of(PLM_OP_PRODUCT).item(&one, 0, thread);

@@ -197,6 +197,7 @@ static void all(void) {
     attention_in_floats();
     for (int i = 0; i < 12; i++) vectors(sizes[i]);
     packed(floats(2048), 2048);
+    for (int format = 0; format < PLM_Q4_K; format++) extras(format);
     if (bend) return;
     guarded x = edges(&n);
     packed(x, n);

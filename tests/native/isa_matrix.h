@@ -56,6 +56,7 @@ void bend_at(uint8_t *p, int format);
 void tiles_of_tokens(int format); /* isa_matrix_tokens.c */
 void units_of_tokens(int format);
 void mixes(void);
+void extras(int format);
 void panels(void); /* isa_matrix_panels.c */
 void attention_in_floats(void); /* isa_matrix_attention.c */
 void superblocks(int format); /* isa_matrix_super.c */

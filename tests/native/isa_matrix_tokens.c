@@ -37,6 +37,34 @@ static void tile(int format, int32_t cols, int32_t tokens, int quant, float spec
     drop(w), drop_activations(a), drop(got), drop(want), drop(alone);
 }
 
+/* Activations of 8 bits give the bits they give as integers of 16. quant as above. */
+static void tile_of_bytes(int format, int32_t cols, int32_t tokens, int quant) {
+    const int32_t stride = PLM_TILE + OTHERS, n = (tokens - 1) * stride + PLM_TILE;
+    guarded w = weights(format, bytes_of(format, PLM_TILE, cols), PLM_TILE, PLM_TILE * quant_bytes(format), quant);
+    guarded x = floats(tokens * cols), got = take((size_t)n * 4), want = take((size_t)n * 4);
+    activations a = pack_of(x, tokens, cols);
+    guarded bytes = take((size_t)(tokens * cols));
+    for (int32_t i = 0; i < n; i++) values(got)[i] = values(want)[i] = untouched;
+    for (int32_t i = 0; quant >= 0 && i < tokens * cols; i++) values(x)[i] = i / cols % 2 ? -3.0f : 3.0f;
+    plm_scalar.pack(a.v.f, tokens * cols, PLM_BYTE, a.v.q, a.v.scale, a.v.sum);
+    for (int32_t i = 0; i < tokens * cols; i++) bytes.at[i] = (uint8_t)a.v.q[i];
+    a.v.bytes = (int8_t *)(void *)bytes.at;
+    plm_scalar.tile[format](w.at, cols, &a.v, tokens, values(want), stride);
+    for (int32_t i = 0; bend && i < tokens * cols; i += PLM_BLOCK) bytes.at[i] ^= 0x40;
+    tested->tile_of_bytes[format](w.at, cols, &a.v, tokens, values(got), stride);
+    same("tile of bytes", cols, tokens, values(got), values(want), n);
+    drop(w), drop_activations(a), drop(bytes), drop(got), drop(want);
+}
+
+static void tiles_of_bytes(int format) {
+    static const int32_t cols[] = {32, 96, 288}, tokens[] = {1, 2, 4, 7, 8, 17};
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < 6; k++) {
+            tile_of_bytes(format, cols[i], tokens[k], -1);
+            if (!bend) tile_of_bytes(format, cols[i], tokens[k], 0x00), tile_of_bytes(format, cols[i], tokens[k], 0xff);
+        }
+}
+
 void tiles_of_tokens(int format) {
     static const int32_t whole[] = {32, 96, 288}, any[] = {1, 7, 36}, tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 33};
     static const int32_t quants[] = {0x00, 0xff, 0x80, 0x7f};
@@ -100,7 +128,7 @@ static void keep(int32_t positive, float special) {
         values(x)[i] = fabsf(values(x)[i]) * (5 * i % PLM_BLOCK < positive ? 1.0f : -1.0f);
     if (special != 0.0f) values(x)[9] = special;
     int32_t n = plm_scalar.keep_words(values(x), (int16_t *)(void *)want.at, expected.at, scale);
-    if (bend) values(x)[0] = 3.0f;
+    if (bend) values(x)[0] = 1e6f;
     int32_t count = tested->keep_words(values(x), (int16_t *)(void *)got.at, which.at, scale + 1);
     int equal = count == n && !memcmp(got.at, want.at, (size_t)n * 2) && !memcmp(which.at, expected.at, (size_t)n);
     equal &= scale[0] == scale[1] || (isnan(scale[0]) && isnan(scale[1]));
@@ -118,9 +146,6 @@ static void keeps(void) {
 void units_of_tokens(int format) {
     static const int32_t ends[][2] = {{0, 32}, {32, 160}, {128, 160}, {0, 160}};
     for (int i = 0; i < 4; i++) unit_rows(format, 160, ends[i][0], ends[i][1], PLM_BLOCK);
-    for (int i = 0; i < 4 && tested->unit_words[format]; i++)
-        for (int32_t count = 0; count <= PLM_BLOCK; count += 2) words(format, 160, ends[i][0], ends[i][1], count);
-    if (tested->unit_words[format]) keeps();
     for (int32_t units = 1; !is_integer(format) && units < 8; units += 3) { /* short, odd groups */
         unit_rows(format, 37, 0, 37, units);
         unit_rows(format, 37, 32, 37, units);
@@ -148,4 +173,14 @@ void mixes(void) {
     for (int i = 0; i < 11; i++)
         for (int k = 0; k < 5; k++) mix(sizes[i], counts[k]);
     for (int i = 0; !bend && i < 11; i++) mix(sizes[i], 0);
+}
+
+/* What a set may have or not. */
+void extras(int format) {
+    static const int32_t ends[][2] = {{0, 32}, {32, 160}, {128, 160}, {0, 160}};
+    if (tested->tile_of_bytes[format]) tiles_of_bytes(format);
+    if (!tested->unit_words[format]) return;
+    keeps();
+    for (int i = 0; i < 4; i++)
+        for (int32_t count = 0; count <= PLM_BLOCK; count += 2) words(format, 160, ends[i][0], ends[i][1], count);
 }

@@ -134,7 +134,7 @@ int32_t quant_bytes(int format) { return block_bytes[format] - 2; }
 activations pack_of(guarded x, int32_t tokens, int32_t n) {
     size_t blocks = (size_t)tokens * (size_t)(n / PLM_BLOCK);
     activations a = {x, take(blocks * PLM_BLOCK * 2), take(blocks * 4), take(blocks * 4), {0}};
-    a.v = (plm_vectors){values(x), (void *)a.q.at, (void *)a.scale.at, (void *)a.sum.at};
+    a.v = (plm_vectors){values(x), (void *)a.q.at, (void *)a.scale.at, (void *)a.sum.at, NULL};
     plm_scalar.pack(a.v.f, (int32_t)blocks * PLM_BLOCK, PLM_LARGEST, a.v.q, a.v.scale, a.v.sum);
     return a;
 }
