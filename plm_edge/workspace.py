@@ -35,8 +35,8 @@ class Buffer:
 def _activations(name: str, tokens: int, width: int, in_bytes: bool = False) -> list[Buffer]:
     """Floats, and the integers that meet integer weights (plm_vectors in plm.h).
 
-    in_bytes: room for those of 8 bits too, which `--activations int8` asks for. Not for the units:
-    squares are too unequal for 8 bits.
+    in_bytes: room for those of 8 bits too, whether `--activations int8` asks or not. Not for the
+    units: squares are too unequal for 8 bits.
     """
     rows = [Buffer(name, (tokens, width))]
     if width % kernels.BLOCK == 0:
@@ -71,7 +71,7 @@ def workspace(
         Buffer("q_latent", (chunk, spec.heads, spec.rank)),
         Buffer("partial", (max(chunk, few * kernels.SLICES), partial)),
         *_activations("heads", chunk, spec.heads * spec.v_head, True),
-        *_activations("units", chunk, spec.d_ffn),
+        *_activations("units", chunk, spec.d_ffn),  # or what fired of them: d_ffn values a token
         Buffer("fired.scale", (groups, chunk)),
         Buffer("fired.which", (groups, chunk, kernels.BLOCK), "u1"),
         Buffer("fired.count", (groups, chunk), "u1"),

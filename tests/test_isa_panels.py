@@ -67,7 +67,7 @@ OF_BYTES = [
 
 
 @pytest.mark.parametrize(("name", "fmt", "cols"), OF_BYTES)
-@pytest.mark.parametrize("tokens", [1, 2, 4, 7])
+@pytest.mark.parametrize("tokens", [1, 2, 4, 7, 8, 17])
 def test_activations_of_8_bits_give_the_bits_of_16(name, fmt, cols, tokens):
     one = Primitives(name)
     packed, _ = random_rows(fmt, 16, cols)

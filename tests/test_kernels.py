@@ -185,8 +185,28 @@ def test_few_tokens_get_the_bits_they_get_alone(name, fmt, d_model, d_ffn):
 @pytest.mark.parametrize(("fmt", "d_model", "d_ffn"), PAIRS)
 def test_down_adds_the_units_that_fired(name, fmt, d_model, d_ffn):
     pair, x, y = Pair(fmt, d_model, d_ffn), normal(3, d_model), normal(3, d_model, seed=2)
+    x[:, 0] = abs(x[:, 0]) * np.sign(pair.up.values[0, 0])  # size (1, 1) fires
     close(pair.down_of(name, x, y), y + pair.dense(x), TOLERANCE)
     close(pair.down_of(name, x[1], y[1]), y[1] + pair.dense(x[1]), TOLERANCE)
+    with pytest.raises(AssertionError):
+        close(pair.down_of(name, 1.1 * x, y), y + pair.dense(x), TOLERANCE)
+
+
+@pytest.mark.parametrize(("fmt", "d_model", "d_ffn"), [("F32", 7, 99), ("Q8_0", 96, 96)])
+@pytest.mark.parametrize("tokens", [128, 129, 256])
+def test_many_tokens_get_the_bits_they_get_alone(name, fmt, d_model, d_ffn, tokens):
+    pair, weight = Pair(fmt, d_model, d_ffn), Weight(fmt, "tile16x4", 50, d_model)
+    x, y = normal(tokens, d_model), normal(tokens, d_model, seed=2)
+    x[::3] *= -1  # other units, and as many again
+    x[5, 2] = np.nan
+    got, product_of_all = pair.down_of(name, x, y), product(name, weight, x, np.zeros((tokens, 50)))
+    assert np.isnan(got[5]).all()
+    some = [t for t in (0, 1, 4, 6, 77, 127, 128, 255) if t < tokens]
+    alone = [pair.down_of(name, x[t], y[t]) for t in some]
+    np.testing.assert_array_equal(got[some], alone)
+    one = [product(name, weight, x[t], np.zeros((1, 50)))[0] for t in some]
+    np.testing.assert_array_equal(product_of_all[some], one)
+    assert np.isfinite(np.delete(got, 5, axis=0)).all()
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

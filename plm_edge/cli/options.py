@@ -40,7 +40,9 @@ MaybeCacheType = Annotated[
     str | None, typer.Option("-ctk", "--cache-type", callback=_lower, help="f16, q8_0 or f32.")
 ]
 Head = Annotated[str, typer.Option(help="screened: decode faster, if the export has such a head.")]
-Activations = Annotated[str, typer.Option(help="int16; int8: coarser, faster with AVX2 and Q4_0.")]
+Activations = Annotated[
+    str, typer.Option(help="int16; int8: coarser, faster with AVX2 or AVX-512.")
+]
 Layout = Annotated[
     str | None,
     typer.Option(help="latent; plm or deepseek2 for llama.cpp. The best for the target."),

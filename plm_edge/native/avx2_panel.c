@@ -154,15 +154,17 @@ void avx2_several_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vector
             ask_ahead(w, 288);
             unpack_bytes(w, bytes + i * BYTES_BLOCK, scales + i * PLM_TILE);
         }
-        plm_vectors at = {.bytes = x->bytes + b * PLM_BLOCK, .scale = x->scale + b, .sum = x->sum + b};
         for (int32_t t = 0; t < tokens;) {
+            const int64_t first = (int64_t)t * blocks + b;
+            const plm_vectors at = {
+                .bytes = x->bytes + first * PLM_BLOCK, .scale = x->scale + first, .sum = x->sum + first};
             float *to = y + (int64_t)t * stride;
             const int32_t R = tokens - t < 4 ? 1 : 4;
             if (R == 4)
                 rows_of_bytes(bytes, scales, n, &at, cols, to, stride, 4);
             else
                 rows_of_bytes(bytes, scales, n, &at, cols, to, stride, 1);
-            t += R, at.bytes += (int64_t)R * cols, at.scale += R * blocks, at.sum += R * blocks;
+            t += R;
         }
     }
 }

@@ -52,15 +52,17 @@ INLINED void tile_of_bytes(const uint8_t *w, int32_t cols, const plm_vectors *x,
             ask_ahead(w, size);
             unpack(w, bytes + i * BYTES_BLOCK, scales + i * PLM_TILE, format);
         }
-        plm_vectors at = {.bytes = x->bytes + b * PLM_BLOCK, .scale = x->scale + b, .sum = x->sum + b};
         for (int32_t t = 0; t < tokens;) {
+            const int64_t first = (int64_t)t * blocks + b;
+            const plm_vectors at = {
+                .bytes = x->bytes + first * PLM_BLOCK, .scale = x->scale + first, .sum = x->sum + first};
             float *to = y + (int64_t)t * stride;
             const int32_t R = tokens - t < TOKENS ? 1 : TOKENS;
             if (R == TOKENS)
                 meet(bytes, scales, n, &at, cols, raised, to, stride, TOKENS);
             else
                 meet(bytes, scales, n, &at, cols, raised, to, stride, 1);
-            t += R, at.bytes += (int64_t)R * cols, at.scale += R * blocks, at.sum += R * blocks;
+            t += R;
         }
     }
 }

@@ -45,8 +45,8 @@ typedef struct {
     int32_t rows, cols, format, arrangement;
 } plm_matrix;
 
-/* Activations of several tokens, a row each: the floats, and the same rows as 16-bit integers.
- * q (tokens, cols) and, for each block of 32, scale and sum of q (tokens, cols / 32). bytes (tokens, cols): q once more,
+/* Activations of several tokens, a row each: the floats, and the same rows as integers.
+ * q (tokens, cols), 16 bits, and, for each block of 32, scale and sum of q (tokens, cols / 32). bytes (tokens, cols): q once more,
  * where none is above PLM_BYTE, else NULL. */
 typedef struct {
     const float *f;
@@ -111,14 +111,15 @@ typedef struct {
                                    float *w);
     /* y[0..n) += sum over k < count of a[k] * row which[k] of w (rows of n floats). */
     void (*mix)(const float *a, const uint8_t *which, int32_t count, const float *w, int32_t n, float *y);
-    /* The same in integers, for many y; NULL where that is no faster. keep_words: of 32 sums x those whose max(x, 0)^2 is
-     * not 0, that rounded to integers, and which they are; returns how many, a 0 of unit 0 added to an odd number; all
-     * 32 places may be written. unit_words: w[n * (last - first) + ...] = weight
-     * of unit n of a whole group without its scale, the outputs of each 32 in an order of the set's own. mix_words: for
-     * each of `tokens` entries of f, y[token * n + o] += (sum over k < count of words[k] * row which[k] of w) *
-     * (scales[o] * scale); n a multiple of 32. */
+    /* The same in integers, for many tokens: three functions, NULL where `mix` is all there is.
+     * Of 32 sums x those whose max(x, 0)^2 is not 0, that rounded to integers, and which they are. Returns how many: a 0
+     * of unit 0 makes an odd number even. All 32 places may be written. */
     int32_t (*keep_words)(const float *x, int16_t *words, uint8_t *which, float *scale);
+    /* w[n * (last - first) + ...] = weight of unit n of a whole group without its scale, the outputs of each 32 in an
+     * order of the set's own. */
     void (*unit_words[PLM_FORMATS])(const uint8_t *group, int32_t width, int32_t first, int32_t last, int16_t *w);
+    /* For each of `tokens` entries of f: y[token * n + o] += (sum over k < count of words[k] * row which[k] of w) *
+     * (scales[o] * scale). n is a multiple of 32. */
     void (*mix_words)(plm_fired_words f, int32_t tokens, const int16_t *w, const float *scales, int32_t n, float *y);
     /* One row of floats to integers: q = round(x / scale), scale = max|x| / most of its block; `sum` may be NULL. A NaN
      * or an infinity makes the scale NaN, so that it shows in every product. */
