@@ -40,11 +40,13 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "dot": CFUNCTYPE(_F, _P, _P, _I),
     "add": CFUNCTYPE(None, _F, _P, _I, _P),
     "widen": CFUNCTYPE(None, _P, _I, _P),
+    "words": CFUNCTYPE(None, _P, _I, _P),
     "widen_bytes": CFUNCTYPE(None, _P, _P, _I, _P),
     "lanes": CFUNCTYPE(None, _P, _I, _I, _I, _P),
     "scores": CFUNCTYPE(None, _P, _P, _I, _I, _I, _F, _P, _P),
     "softmax": CFUNCTYPE(None, _P, _I, _P, _P, _P),
     "blend": CFUNCTYPE(None, _P, _P, _I, _I, _I, _P, _I, _P, _I),
+    "blend_words": CFUNCTYPE(None, _P, _P, _P, _I, _I, _I, _P, _I, _P, _I, _P),
 }
 _BY_FORMAT = ("tile", "tile_of_bytes", "row", "add_rows", "units", "unit_rows")
 _BY_FORMAT += ("part_units", "part_rows", "unit_words")

@@ -28,7 +28,8 @@ typedef struct {
     plm_row_block rows;
     int16_t *q, *panels;      /* the queries (heads, width), and as panels with the heads in the lanes */
     float *q_scale, *scales;  /* (heads, width / 32), (panels, width / 32, 16) */
-    float *scores, *by_head;  /* (32, 16 * panels), (heads, 32) */
+    float *scores, *by_head;  /* (panels, 32, 16), (heads, 32) */
+    float *most, *sum, *shrink; /* (panels, 16), (panels, 16), (16) */
     int16_t *weight;          /* by_head as integers, scale by head */
     float *weight_scale;
     int16_t *row_weight;      /* scales of the rows' latents as integers (blocks, 32), scale by block */
@@ -48,6 +49,9 @@ static size_t take_attend(attend_room *w, uint8_t *base, const plm_attention *a)
     w->q_scale = plm_take(&r, heads * blocks, sizeof *w->q_scale);
     w->scales = plm_take(&r, panels * blocks * PLM_TILE, sizeof *w->scales);
     w->scores = plm_take(&r, PLM_CONTEXT_BLOCK * panels * PLM_TILE, sizeof *w->scores);
+    w->most = plm_take(&r, panels * PLM_TILE, sizeof *w->most);
+    w->sum = plm_take(&r, panels * PLM_TILE, sizeof *w->sum);
+    w->shrink = plm_take(&r, PLM_TILE, sizeof *w->shrink);
     w->by_head = plm_take(&r, heads * PLM_CONTEXT_BLOCK, sizeof *w->by_head);
     w->weight = plm_take(&r, heads * PLM_CONTEXT_BLOCK, sizeof *w->weight);
     w->weight_scale = plm_take(&r, heads, sizeof *w->weight_scale);
@@ -181,28 +185,53 @@ static void add_latents(const slice *s, const attend_room *w) {
     }
 }
 
+/* A block of n rows with a head in each lane: scores (panels, 32, 16) become weights. next: the next block. */
+static void blend_in_lanes(const slice *s, int32_t n, const uint8_t *next, const attend_room *w) {
+    const plm_attention *a = s->a;
+    int32_t padded = plm_latent_width(a), width = plm_row_width(a);
+    for (int32_t h = 0; h < a->heads; h += PLM_TILE) {
+        float *weights = w->scores + h * PLM_CONTEXT_BLOCK;
+        a->isa->softmax(weights, n, w->most + h, w->sum + h, w->shrink);
+        a->isa->blend_words(weights, w->rows.q, w->rows.scale, width, n, padded, w->shrink,
+                            plm_min(PLM_TILE, a->heads - h), s->latent + (int64_t)h * padded, padded, h ? NULL : next);
+    }
+}
+
+/* The same head by head. */
+static void blend_in_panels(const slice *s, int32_t n, const attend_room *w) {
+    const plm_attention *a = s->a;
+    for (int32_t h = 0; h < a->heads; h++) {
+        float *weights = w->by_head + h * PLM_CONTEXT_BLOCK;
+        const float *scores = w->scores + h / PLM_TILE * PLM_TILE * PLM_CONTEXT_BLOCK + h % PLM_TILE;
+        for (int32_t r = 0; r < n; r++) weights[r] = scores[r * PLM_TILE];
+        float shrink = plm_online_softmax(a->isa, weights, n, &w->most[h], &w->sum[h]);
+        plm_scale_by(s->latent + (int64_t)h * plm_latent_width(a), plm_latent_width(a), shrink);
+    }
+    pack_weights(s, n, w);
+    add_latents(s, w);
+}
+
 static void attend_in_integers(const slice *s, uint8_t *scratch) {
     const plm_attention *a = s->a;
     attend_room w;
     take_attend(&w, scratch, a);
-    int32_t width = plm_row_width(a), blocks = width / PLM_BLOCK, lanes = (int32_t)plm_panels_of(a->heads) * PLM_TILE;
+    int32_t width = plm_row_width(a), blocks = width / PLM_BLOCK, panels = (int32_t)plm_panels_of(a->heads);
     weave_queries(s, &w);
+    for (int32_t i = 0; i < panels * PLM_TILE; i++) w.most[i] = -INFINITY, w.sum[i] = 0.0f;
     for (int32_t at = s->first; at < s->last; at += PLM_CONTEXT_BLOCK) {
         int32_t n = plm_min(PLM_CONTEXT_BLOCK, s->last - at);
         plm_integer_rows(a, at, n, &w.rows);
-        memset(w.scores, 0, (size_t)(n * lanes) * sizeof *w.scores);
-        for (int32_t g = 0; g < lanes / PLM_TILE; g++)
+        memset(w.scores, 0, (size_t)(panels * PLM_CONTEXT_BLOCK * PLM_TILE) * sizeof *w.scores);
+        for (int32_t g = 0; g < panels; g++)
             a->isa->panel(w.panels + (int64_t)g * width * PLM_TILE, w.scales + g * blocks * PLM_TILE, blocks, w.rows.q,
-                          width, w.rows.scale, blocks, n, w.scores + g * PLM_TILE, lanes);
-        for (int32_t h = 0; h < a->heads; h++) {
-            float *weights = w.by_head + h * PLM_CONTEXT_BLOCK;
-            for (int32_t r = 0; r < n; r++) weights[r] = w.scores[r * lanes + h];
-            float shrink = plm_online_softmax(a->isa, weights, n, &s->most[h], &s->sum[h]);
-            plm_scale_by(s->latent + (int64_t)h * plm_latent_width(a), plm_latent_width(a), shrink);
-        }
-        pack_weights(s, n, &w);
-        add_latents(s, &w);
+                          width, w.rows.scale, blocks, n, w.scores + g * PLM_CONTEXT_BLOCK * PLM_TILE, PLM_TILE);
+        if (a->isa->blend_words)
+            blend_in_lanes(s, n, at + n < s->last ? plm_cached_row(a, at + n) : NULL, &w);
+        else
+            blend_in_panels(s, n, &w);
     }
+    memcpy(s->most, w.most, (size_t)a->heads * sizeof *w.most);
+    memcpy(s->sum, w.sum, (size_t)a->heads * sizeof *w.sum);
 }
 
 void plm_attend_item(const void *p, size_t item, int thread) {

@@ -17,6 +17,10 @@ plm_row_block plm_take_rows(plm_room *r, const plm_attention *a) {
     rows.q = plm_take(r, PLM_CONTEXT_BLOCK * width, sizeof *rows.q);
     rows.scale = plm_take(r, PLM_CONTEXT_BLOCK * width / PLM_BLOCK, sizeof *rows.scale);
     rows.wide = plm_take(r, width > nope ? width : nope, sizeof *rows.wide);
+    size_t ropes = PLM_CONTEXT_BLOCK * (size_t)plm_whole_blocks(a->rope);
+    rows.ropes = plm_take(r, ropes, sizeof *rows.ropes);
+    rows.rope_q = plm_take(r, ropes, sizeof *rows.rope_q);
+    rows.rope_scale = plm_take(r, ropes / PLM_BLOCK, sizeof *rows.rope_scale);
     return rows;
 }
 
@@ -60,21 +64,45 @@ static void pack_halves(const plm_isa *isa, const uint8_t *x, int32_t n, float *
     plm_pack_part(isa, wide, n - whole, wide, q + whole, scale + whole / PLM_BLOCK);
 }
 
-void plm_integer_rows(const plm_attention *a, int32_t first, int32_t n, const plm_row_block *rows) {
-    int32_t width = plm_row_width(a), latents = plm_latent_width(a), blocks = a->rank / PLM_BLOCK;
+/* The latents and scales of rows of Q8_0, and their rope keys, which are packed all at once. */
+static void integers_of_q8_0(const plm_attention *a, int32_t first, int32_t n, const plm_row_block *rows) {
+    int32_t width = plm_row_width(a), blocks = a->rank / PLM_BLOCK, rope = plm_whole_blocks(a->rope);
     for (int32_t r = 0; r < n; r++) {
-        const uint8_t *row = plm_cached_row(a, first + r), *rope = row + 2 * a->rank;
+        const uint8_t *row = plm_cached_row(a, first + r), *scales = row + a->rank;
+        a->isa->words((const int8_t *)row, a->rank, rows->q + r * width);
+        a->isa->widen((const uint16_t *)(const void *)scales, blocks, rows->scale + r * (width / PLM_BLOCK));
+        memcpy(rows->ropes + r * rope, scales + 2 * blocks, (size_t)a->rope * sizeof *rows->ropes);
+        memset(rows->ropes + r * rope + a->rope, 0, (size_t)(rope - a->rope) * sizeof *rows->ropes);
+    }
+    a->isa->pack_halves(rows->ropes, n * rope, PLM_PANEL, rows->rope_q, rows->rope_scale);
+    for (int32_t r = 0; r < n; r++) {
+        memcpy(rows->q + r * width + a->rank, rows->rope_q + r * rope, (size_t)rope * sizeof *rows->q);
+        memcpy(rows->scale + r * (width / PLM_BLOCK) + blocks, rows->rope_scale + r * (rope / PLM_BLOCK),
+               (size_t)(rope / PLM_BLOCK) * sizeof(float));
+    }
+}
+
+static void integers_of_halves(const plm_attention *a, int32_t first, int32_t n, const plm_row_block *rows) {
+    int32_t width = plm_row_width(a), latents = plm_latent_width(a);
+    if (width == a->rank + a->rope) { /* rows without gaps on both sides */
+        a->isa->pack_halves((const void *)plm_cached_row(a, first), n * width, PLM_PANEL, rows->q, rows->scale);
+        return;
+    }
+    for (int32_t r = 0; r < n; r++) {
+        const uint8_t *row = plm_cached_row(a, first + r);
         int16_t *q = rows->q + r * width;
         float *scale = rows->scale + r * (width / PLM_BLOCK);
-        if (a->stored == PLM_CACHE_Q8_0) {
-            for (int32_t i = 0; i < a->rank; i++) q[i] = (int8_t)row[i];
-            a->isa->widen((const uint16_t *)(const void *)(row + a->rank), blocks, scale);
-            rope = row + a->rank + 2 * blocks;
-        } else {
-            pack_halves(a->isa, row, a->rank, rows->wide, q, scale);
-        }
-        pack_halves(a->isa, rope, a->rope, rows->wide, q + latents, scale + latents / PLM_BLOCK);
+        pack_halves(a->isa, row, a->rank, rows->wide, q, scale);
+        pack_halves(a->isa, row + 2 * a->rank, a->rope, rows->wide, q + latents, scale + latents / PLM_BLOCK);
     }
+}
+
+void plm_integer_rows(const plm_attention *a, int32_t first, int32_t n, const plm_row_block *rows) {
+    int32_t width = plm_row_width(a);
+    if (a->stored == PLM_CACHE_Q8_0)
+        integers_of_q8_0(a, first, n, rows);
+    else
+        integers_of_halves(a, first, n, rows);
     memset(rows->q + n * width, 0, (size_t)((PLM_CONTEXT_BLOCK - n) * width) * sizeof *rows->q);
     memset(rows->scale + n * (width / PLM_BLOCK), 0,
            (size_t)((PLM_CONTEXT_BLOCK - n) * (width / PLM_BLOCK)) * sizeof(float));

@@ -43,10 +43,13 @@ static inline void *plm_take(plm_room *r, size_t count, size_t size) {
 }
 
 /* A block of cached rows as integers (32, row_width) with scales (32, row_width / 32), and room for a row or a
- * key as floats. */
+ * key as floats; for the rope keys of the block alone, as halves and as integers with scales. */
 typedef struct {
     int16_t *q;
     float *scale, *wide;
+    uint16_t *ropes;
+    int16_t *rope_q;
+    float *rope_scale;
 } plm_row_block;
 
 plm_row_block plm_take_rows(plm_room *r, const plm_attention *a);

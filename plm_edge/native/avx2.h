@@ -170,6 +170,7 @@ void avx2_exps(float *x, int32_t n);
 float avx2_dot(const float *a, const float *b, int32_t n);
 void avx2_add(float a, const float *x, int32_t n, float *y);
 void avx2_widen(const uint16_t *f16, int32_t n, float *y);
+void avx2_words(const int8_t *q, int32_t n, int16_t *y);
 void avx2_widen_bytes(const int8_t *q, const uint16_t *scales, int32_t blocks, float *y);
 void avx2_lanes(const float *x, int32_t stride, int32_t n_lanes, int32_t n, float *y);
 void avx2_scores(const float *q, const float *x, int32_t stride, int32_t rows, int32_t n, float scale, float *y,
@@ -178,7 +179,8 @@ void avx2_softmax(float *x, int32_t rows, float *most, float *sum, float *shrink
 void avx2_blend(const float *weights, const float *x, int32_t stride, int32_t rows, int32_t n, const float *shrink,
                 int32_t lanes, float *y, int32_t y_stride);
 #define AVX2_ATTENTION                                                    \
-    .widen_bytes = avx2_widen_bytes, .lanes = avx2_lanes,                 \
+    .words = avx2_words, .widen_bytes = avx2_widen_bytes,                 \
+    .lanes = avx2_lanes,                                                  \
     .scores = avx2_scores, .softmax = avx2_softmax, .blend = avx2_blend
 
 /* A tile of several tokens by way of panels, which `product` multiplies; the panels are those of avx2_weave. */

@@ -69,6 +69,13 @@ void avx2_widen(const uint16_t *f16, int32_t n, float *y) {
     for (; i < n; i++) y[i] = plm_f16(f16[i]);
 }
 
+void avx2_words(const int8_t *q, int32_t n, int16_t *y) {
+    int32_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        _mm256_storeu_si256((void *)(y + i), _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(q + i))));
+    for (; i < n; i++) y[i] = q[i];
+}
+
 void avx2_exps(float *x, int32_t n) {
     int32_t i = 0;
     for (; i + 8 <= n; i += 8) _mm256_storeu_ps(x + i, exp8(_mm256_loadu_ps(x + i)));

@@ -115,5 +115,7 @@ void avx512_scores(const float *q, const float *x, int32_t stride, int32_t rows,
 void avx512_softmax(float *x, int32_t rows, float *most, float *sum, float *shrink);
 void avx512_blend(const float *weights, const float *x, int32_t stride, int32_t rows, int32_t n, const float *shrink,
                   int32_t lanes, float *y, int32_t y_stride);
+void avx512_blend_words(const float *weights, const int16_t *x, const float *scales, int32_t stride, int32_t rows,
+                        int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride, const uint8_t *next);
 
 #endif

@@ -1,5 +1,5 @@
-/* AVX-512: attention in floats, a head in each of 16 lanes. One product takes 16 heads of one value, so a cached row of
- * PLM is 1,088 of them, two of which start in each cycle where registers of 512 bits are not halved. */
+/* AVX-512: attention with a head in each of 16 lanes. In floats one product takes 16 heads of one value, so a cached row
+ * of PLM is 1,088 of them; in integers one takes two values. */
 #include "avx512.h"
 
 /* Sixteen rows of sixteen columns from x on, exchanged. */
@@ -109,4 +109,93 @@ void avx512_blend(const float *weights, const float *x, int32_t stride, int32_t 
         for (int32_t l = 0; l < lanes; l++)
             blend_columns(weights + l, x + c, stride, rows, shrink + l, y + (int64_t)l * y_stride + c, y_stride, 1, 1);
     if (c < n) plm_scalar_blend(weights, x + c, stride, rows, n - c, shrink, lanes, y + c, y_stride);
+}
+
+/* ---- in integers ---- */
+
+/* `rows` values of each lane as integers of at most `largest`, a pair of rows in 32 bits; beside the last row of an odd
+ * number lies 0. Returns the scales of the lanes. The same integers and scales as `pack` makes of the values of a lane. */
+static inline __m512 pairs_of_rows(const float *x, int64_t stride, __mmask16 lanes, int32_t rows, float largest,
+                                   int32_t (*pairs)[PLM_TILE]) {
+    const __m512 size = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff)), most_q = _mm512_set1_ps(largest);
+    __m512 most = _mm512_setzero_ps(), whole = most;
+    for (int32_t r = 0; r < rows; r++) {
+        __m512 v = _mm512_maskz_loadu_ps(lanes, x + r * stride);
+        most = _mm512_max_ps(_mm512_and_ps(size, v), most);
+        whole = _mm512_add_ps(whole, _mm512_sub_ps(v, v)); /* NaN where a value is NaN or infinite */
+    }
+    __mmask16 good = _mm512_cmp_ps_mask(whole, whole, _CMP_ORD_Q);
+    good &= _mm512_cmp_ps_mask(most, _mm512_set1_ps(1e-30f), _CMP_GT_OQ);
+    __m512 inverse = _mm512_div_ps(most_q, most);
+    __m512i even = _mm512_setzero_si512();
+    for (int32_t r = 0; r < rows; r++) {
+        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + r * stride), inverse);
+        __m512i w = _mm512_maskz_mov_epi32(good, _mm512_cvtps_epi32(v)), odd = _mm512_slli_epi32(w, 16);
+        even = r % 2 ? even : _mm512_maskz_mov_epi16(0x55555555, w);
+        _mm512_storeu_si512(pairs[r / 2], r % 2 ? _mm512_or_si512(even, odd) : even);
+    }
+    return _mm512_add_ps(_mm512_div_ps(most, most_q), whole);
+}
+
+/* L <= 8 lanes of 32 columns, which begin at x and y; coefficients (pairs, 16) and factors (16) from lane 0 of them.
+ * `next` as in scores_of: a line of it for each pair is asked for. */
+INLINED void blend_block(const int16_t *x, int64_t stride, int32_t pairs, const int32_t *coefficients,
+                         const float *factors, const float *shrink, float *y, int64_t y_stride, uintptr_t next, int L) {
+    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    __m512i sum[8][2]; /* 0: columns 0..3, 8..11, 16..19, 24..27, 1: the others */
+    for (int l = 0; l < L; l++) sum[l][0] = sum[l][1] = _mm512_setzero_si512();
+    for (int32_t p = 0; p < pairs; p++, x += 2 * stride, coefficients += PLM_TILE) {
+        if (next) _mm_prefetch((const void *)(next + (unsigned)(p * LINE)), _MM_HINT_T1);
+        __m512i even = load64(x), odd = load64(x + stride);
+        __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
+        for (int l = 0; l < L; l++) {
+            __m512i both = _mm512_set1_epi32(coefficients[l]);
+            sum[l][0] = add_words(sum[l][0], low, both);
+            sum[l][1] = add_words(sum[l][1], high, both);
+        }
+    }
+    for (int l = 0; l < L; l++, y += y_stride)
+        for (int i = 0; i < 2; i++) {
+            __m512i sums = _mm512_permutex2var_epi64(sum[l][0], i ? second : first, sum[l][1]);
+            __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(factors[l]));
+            __m512 before = _mm512_mul_ps(_mm512_loadu_ps(y + 16 * i), _mm512_set1_ps(shrink[l]));
+            _mm512_storeu_ps(y + 16 * i, _mm512_add_ps(before, product));
+        }
+}
+
+void avx512_blend_words(const float *weights, const int16_t *x, const float *scales, int32_t stride, int32_t rows,
+                        int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride,
+                        const uint8_t *next) {
+    enum { PAIRS = PLM_BLOCK / 2 };
+    int32_t of_rows[PAIRS][PLM_TILE], scale_of_rows[PAIRS][PLM_TILE], coefficients[PAIRS][PLM_TILE];
+    float factors[PLM_TILE], of_blocks[PLM_TILE];
+    uintptr_t ahead = (uintptr_t)next, end = ahead + (uintptr_t)(2 * rows * stride);
+    const int32_t pairs = (rows + 1) / 2, blocks = n / PLM_BLOCK;
+    const __m512 of_lanes = pairs_of_rows(weights, PLM_TILE, 0xffff, rows, PLM_LARGEST, of_rows);
+    for (int32_t b = 0; b < blocks; b++) {
+        const int32_t i = b % PLM_TILE;
+        if (i == 0) {
+            __m512 of_16 = pairs_of_rows(scales + b, stride / PLM_BLOCK, first_of(blocks - b), rows, PLM_PANEL, scale_of_rows);
+            _mm512_storeu_ps(of_blocks, of_16);
+        }
+        for (int p = 0; p < pairs; p++) {
+            __m512i both = _mm512_set1_epi32(scale_of_rows[p][i]);
+            _mm512_storeu_si512(coefficients[p], _mm512_mulhrs_epi16(load64(of_rows[p]), both));
+        }
+        __m512 factor = _mm512_mul_ps(of_lanes, _mm512_set1_ps(of_blocks[i]));
+        _mm512_storeu_ps(factors, _mm512_mul_ps(factor, _mm512_set1_ps(0x1p15f)));
+        const int16_t *columns = x + b * PLM_BLOCK;
+        float *to = y + b * PLM_BLOCK;
+        int32_t l = 0;
+#define LANES(n)                                                                                                    \
+    for (; l + (n) <= lanes; l += (n)) {                                                                              \
+        blend_block(columns, stride, pairs, coefficients[0] + l, factors + l, shrink + l, to + (int64_t)l * y_stride, \
+                    y_stride, ahead, (n));                                                                             \
+        ahead = ahead && ahead + (uintptr_t)(pairs * LINE) < end ? ahead + (uintptr_t)(pairs * LINE) : 0;             \
+    }
+        LANES(8)
+        LANES(1)
+#undef LANES
+    }
 }

@@ -297,10 +297,11 @@ const plm_isa plm_avx512_vnni = {
     .dot = avx512_dot,
     .add = avx512_add,
     .widen = avx512_widen,
+    .words = avx2_words,
     .widen_bytes = avx2_widen_bytes,
     .lanes = avx512_lanes,
     .scores = avx512_scores,
     .softmax = avx512_softmax,
     .blend = avx512_blend,
-    .attends_in_floats = 1,
+    .blend_words = avx512_blend_words,
 };

@@ -140,6 +140,7 @@ typedef struct {
     float (*dot)(const float *a, const float *b, int32_t n);
     void (*add)(float a, const float *x, int32_t n, float *y); /* y += a x */
     void (*widen)(const uint16_t *f16, int32_t n, float *y);
+    void (*words)(const int8_t *q, int32_t n, int16_t *y); /* y = q */
     /* y = blocks of 32 bytes, each times its scale, a half. */
     void (*widen_bytes)(const int8_t *q, const uint16_t *scales, int32_t blocks, float *y);
     /* Attention in floats, 16 heads at a time, one in each lane. The sums may be taken in any order.
@@ -155,7 +156,14 @@ typedef struct {
     void (*softmax)(float *x, int32_t rows, float *most, float *sum, float *shrink);
     void (*blend)(const float *weights, const float *x, int32_t stride, int32_t rows, int32_t n, const float *shrink,
                   int32_t lanes, float *y, int32_t y_stride);
-    int attends_in_floats; /* whether that is faster than the panels, for every type of cache */
+    /* `blend` of 16-bit integers of at most PLM_PANEL: block b of row r of x counts times scales[r * stride / 32 + b].
+     * rows <= 32, and x has 32 rows; stride and n are multiples of 32. The weights of a lane and the scales of a block
+     * become integers first, as `pack` makes them of PLM_LARGEST and PLM_PANEL, and meet in `weigh`: a sum is exact.
+     * Meanwhile memory may be asked for rows * stride halves at `next`. NULL where panels do all this. */
+    void (*blend_words)(const float *weights, const int16_t *x, const float *scales, int32_t stride, int32_t rows,
+                        int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride,
+                        const uint8_t *next);
+    int attends_in_floats; /* whether that is faster than integers, for every type of cache */
 } plm_isa;
 
 extern const plm_isa plm_scalar;

@@ -346,6 +346,10 @@ static void widen(const uint16_t *f16, int32_t n, float *y) {
     for (int32_t i = 0; i < n; i++) y[i] = plm_f16(f16[i]);
 }
 
+void plm_scalar_words(const int8_t *q, int32_t n, int16_t *y) {
+    for (int32_t i = 0; i < n; i++) y[i] = q[i];
+}
+
 void plm_scalar_widen_bytes(const int8_t *q, const uint16_t *scales, int32_t blocks, float *y) {
     for (int32_t i = 0; i < blocks * PLM_BLOCK; i++) y[i] = plm_f16(scales[i / PLM_BLOCK]) * (float)q[i];
 }
@@ -393,6 +397,27 @@ void plm_scalar_blend(const float *weights, const float *x, int32_t stride, int3
     }
 }
 
+static void blend_words(const float *weights, const int16_t *x, const float *scales, int32_t stride, int32_t rows,
+                        int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride,
+                        const uint8_t *next) {
+    (void)next;
+    for (int64_t l = 0; l < lanes; l++, y += y_stride)
+        for (int64_t b = 0; b < n / PLM_BLOCK; b++) {
+            float by_row[2][PLM_BLOCK] = {{0}}, scale[2];
+            int16_t whole[2][PLM_BLOCK], coefficient[PLM_BLOCK];
+            for (int64_t r = 0; r < rows; r++)
+                by_row[0][r] = weights[r * PLM_TILE + l], by_row[1][r] = scales[r * stride / PLM_BLOCK + b];
+            pack(by_row[0], PLM_BLOCK, PLM_LARGEST, whole[0], &scale[0], NULL);
+            pack(by_row[1], PLM_BLOCK, PLM_PANEL, whole[1], &scale[1], NULL);
+            weigh(whole[0], whole[1], PLM_BLOCK, coefficient);
+            for (int64_t c = b * PLM_BLOCK; c < (b + 1) * PLM_BLOCK; c++) {
+                int32_t sum = 0;
+                for (int64_t r = 0; r < rows; r++) sum += coefficient[r] * x[r * stride + c];
+                y[c] = y[c] * shrink[l] + (float)sum * (scale[0] * scale[1] * 0x1p15f);
+            }
+        }
+}
+
 const plm_isa plm_scalar = {
     .name = "scalar",
     .tile = {tile_f32, tile_f16, tile_bf16, tile_q8_0, tile_q4_0, plm_scalar_tile_q4_k, plm_scalar_tile_q6_k},
@@ -416,4 +441,5 @@ const plm_isa plm_scalar = {
     .add = add,
     .widen = widen,
     PLM_SCALAR_ATTENTION,
+    .blend_words = blend_words,
 };

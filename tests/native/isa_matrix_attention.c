@@ -1,4 +1,4 @@
-/* Attention in floats, 16 heads side by side: rows of bytes widened, lanes, scores, softmax, blend. */
+/* Attention with 16 heads side by side: rows of bytes widened, lanes, scores, softmax, blend in floats and integers. */
 #include "isa_matrix.h"
 
 static void lanes(int32_t n_lanes, int32_t n) {
@@ -22,6 +22,16 @@ static void widened_bytes(int32_t blocks) {
     tested->widen_bytes((const int8_t *)q.at, (const void *)scales.at, blocks, values(got));
     same("widen_bytes", blocks, 0, values(got), values(want), n);
     drop(q), drop(scales), drop(got), drop(want);
+}
+
+static void words(int32_t n) {
+    guarded q = take((size_t)n), got = take((size_t)n * 2), want = take((size_t)n * 2);
+    for (int32_t i = 0; i < n; i++) q.at[i] = (uint8_t)below(256);
+    plm_scalar.words((const int8_t *)q.at, n, integers(want));
+    if (bend) q.at[n - 1] ^= 1;
+    tested->words((const int8_t *)q.at, n, integers(got));
+    same_bytes("words", n, 0, got.at, want.at, (size_t)n * 2);
+    drop(q), drop(got), drop(want);
 }
 
 static void scores(int32_t rows, int32_t n, int ahead) {
@@ -80,10 +90,43 @@ static void blend(int32_t n_lanes, int32_t rows, int32_t n) {
     drop(weights), drop(x), drop(shrink), drop(y), drop(want), drop(sizes);
 }
 
+/* `special` is a weight of lane 1 and a scale of block 1. */
+static void blend_words(int32_t n_lanes, int32_t rows, int32_t blocks, float special) {
+    const int32_t n = blocks * PLM_BLOCK, stride = n + 2 * PLM_BLOCK, y_stride = n + 5;
+    const int32_t all = (n_lanes - 1) * y_stride + n;
+    guarded weights = floats(rows * PLM_TILE), x = take((size_t)(PLM_BLOCK * stride) * 2);
+    guarded scales = floats((rows - 1) * (stride / PLM_BLOCK) + blocks), shrink = floats(PLM_TILE);
+    guarded y = floats(all), want = copy_of(y.at, (size_t)all * 4);
+    for (int32_t i = 0; i < PLM_BLOCK * stride; i++)
+        integers(x)[i] = (int16_t)(below(8) ? below(2 * PLM_PANEL + 1) - PLM_PANEL : PLM_PANEL);
+    if (special != 1.0f && rows > 2)
+        values(weights)[2 * PLM_TILE + 1] = special, values(scales)[stride / PLM_BLOCK + blocks - 1] = special;
+    plm_scalar.blend_words(values(weights), integers(x), values(scales), stride, rows, n, values(shrink), n_lanes,
+                           values(want), y_stride, NULL);
+    if (bend) values(weights)[0] = 1e9f, values(scales)[0] = 1e9f, integers(x)[0] = PLM_PANEL / 2, values(shrink)[0] = 3;
+    tested->blend_words(values(weights), integers(x), values(scales), stride, rows, n, values(shrink), n_lanes,
+                        values(y), y_stride, n_lanes % 2 ? x.at : NULL);
+    same("blend of integers", n, rows, values(y), values(want), all);
+    drop(weights), drop(x), drop(scales), drop(shrink), drop(y), drop(want);
+}
+
+static void blends_of_words(void) {
+    static const int32_t rows[] = {1, 2, 3, 15, 16, 31, 32}, lanes_of[] = {1, 7, 8, 16}, blocks[] = {1, 3, 16, 17};
+    for (int k = 0; k < 7; k++)
+        for (int l = 0; l < 4; l++)
+            for (int b = 0; b < 4; b++) blend_words(lanes_of[l], rows[k], blocks[b], 1.0f);
+    for (int k = 2; !bend && k < 7; k++) {
+        blend_words(16, rows[k], 3, NAN), blend_words(16, rows[k], 3, INFINITY);
+        blend_words(16, rows[k], 3, 0.0f), blend_words(16, rows[k], 3, 1e30f);
+    }
+}
+
 void attention_in_floats(void) {
     static const int32_t widths[] = {1, 7, 16, 33, 64, 80, 144}, rows[] = {1, 2, 4, 8, 15, 17, 32};
     static const int32_t some[] = {1, 3, 4, 9, 16};
     for (int32_t blocks = 1; blocks <= 5; blocks++) widened_bytes(blocks);
+    for (int32_t n = 1; n <= 70; n += 3) words(n);
+    if (tested->blend_words) blends_of_words();
     for (int i = 0; i < 7; i++)
         for (int k = 0; k < 5; k++) lanes(some[k], widths[i]);
     for (int i = 0; i < 7; i++)
