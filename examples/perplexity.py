@@ -31,6 +31,8 @@ def main(text: str, model: str = "demo") -> None:
         windows = [
             w for start in range(0, len(ids), step) if len(w := ids[start : start + step]) > 1
         ]
+        if not windows:
+            raise plm_edge.UsageError(f"expected a text of 2 tokens or more, found {len(ids)}")
         tokens = sum(len(window) - 1 for window in windows)
         nats = sum(surprise(session, window) for window in windows)
         print(f"perplexity {math.exp(nats / tokens):.3f} over {tokens} tokens in windows of {step}")

@@ -354,3 +354,29 @@ def test_our_own_mistake_shows_where(
     monkeypatch.setattr(sys, "argv", ["plm-edge", "verify", "x"])
     assert app._exit_code() == 70
     assert "ZeroDivisionError: here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shell", "code"),
+    [
+        ("{} devices >&-", 0),
+        ("{} chat demo -p hi -n 2 2>&-", 0),
+        ("{} chat demo -n 2 <&-", 0),
+        ("{} chat demo -p hi -n 2 <&- 2>&-", 0),
+    ],
+)
+def test_a_stream_that_the_caller_closed_is_an_empty_one(
+    shell: str, code: int, env: dict[str, str], tmp_path: Path
+) -> None:
+    command = ["sh", "-c", shell.format(PROGRAM)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["export demo --target rpi", "synth", "devices detect"])
+def test_an_empty_path_is_not_this_folder(command: str, inside: Run, tmp_path: Path) -> None:
+    said = inside(*command.split(), "-o", "")
+    assert said.code == 2
+    assert "expected a path, found ''" in said.err
+    assert not any(tmp_path.iterdir())

@@ -272,6 +272,16 @@ def test_a_text_that_cannot_be_read_is_one_line_of_an_example(
     assert done.stderr.count("\n") == 1
 
 
+def test_a_text_too_short_for_an_example_is_one_line(
+    tmp_path: Path, bundle_of: Callable[..., Path]
+) -> None:
+    (tmp_path / "TEXT").write_text("")
+    command = [str(ROOT / "examples/perplexity.py"), "TEXT", str(bundle_of("plm"))]
+    done = run([sys.executable, *command], tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "expected a text of 2 tokens or more, found 0\n"
+
+
 def test_every_example_is_run() -> None:
     mark = next(m for m in test_each_example_runs.pytestmark if m.name == "parametrize")
     names = {case[0].split()[0] for case in mark.args[1]}

@@ -118,6 +118,11 @@ app.command("synth")(synth)
 
 def run() -> None:
     """Run the command of sys.argv and end the process."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if (
+            getattr(sys, name) is None
+        ):  # the caller closed it; a file opened later would take its place
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows `?`
             stream.reconfigure(errors="replace")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
+from plm_edge.cli.options import named
 from plm_edge.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +58,10 @@ def show(
 @app.command("detect")
 def detect(
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write a profile to this .toml file.")
+        Path | None,
+        typer.Option(
+            "-o", "--out", parser=named, metavar="PATH", help="Write a profile to this .toml file."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -16,6 +16,7 @@ from plm_edge.cli.options import (
     Model,
     OnnxStandard,
     Pure,
+    named,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +57,14 @@ def command(
         typer.Option(metavar="NAME", help="A key of config.json known to change nothing."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The folder to write; named after the model.")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            parser=named,
+            metavar="PATH",
+            help="The folder to write; named after the model.",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier bundle.")] = False,
 ) -> None:

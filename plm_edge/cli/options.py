@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,13 @@ def _upper(name: str | None) -> str | None:
 
 def _lower(name: str | None) -> str | None:
     return None if name is None else name.lower()
+
+
+def named(path: str) -> Path:
+    """A path to write to: an empty one, of a variable that is not set, would be this folder."""
+    if not path:
+        raise typer.BadParameter("expected a path, found ''")
+    return Path(path)
 
 
 _MODELS = "Hugging Face folder, hub id, bundle, .gguf file"

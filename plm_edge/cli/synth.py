@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
-from plm_edge.cli.options import FileFormat, Pure, Quant
+from plm_edge.cli.options import FileFormat, Pure, Quant, named
 
 
 def command(
-    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", parser=named, metavar="PATH", help="The folder to write."),
+    ],
     shape: Annotated[str, typer.Option(help="Which model's shape.")] = "plm-1.8b",
     zeros: Annotated[float, typer.Option(help="Share of idle feed-forward units.")] = 0.8,
     quant: Quant = "Q4_0",
