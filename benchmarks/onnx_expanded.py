@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
@@ -85,10 +86,18 @@ def build(store: ExpandedStore) -> ModelProto:
     with g.scope("frame"):
         frame = halves.frame(g)
         mask = g.op("Transpose", frame.mask, name="mask_by_head", perm=[0, 2, 1, 3])
+        batch, count = (
+            g.op("Shape", names.IDS, name=f"size.{k}", start=k, end=k + 1) for k in (0, 1)
+        )
+        heads = g.ints(spec.heads)
+        shapes = Shapes(
+            g.op("Concat", batch, count, heads, g.ints(-1), name="by_head", axis=0),
+            g.op("Concat", batch, heads, count, g.ints(spec.rope), name="spread", axis=0),
+        )
     x = model.embedding(p)
     for i in range(spec.layers):
         with g.scope(f"layers.{i}"):
-            x = _attention(p, frame, mask, i, x)
+            x = _attention(p, frame, mask, shapes, i, x)
             x = model.feed_forward(p, i, x)
     model.head(p, halves, frame, x)
     widths = spec.nope + spec.rope, spec.v_head
@@ -112,59 +121,51 @@ def build(store: ExpandedStore) -> ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=11)
 
 
-def _attention(p: Products, frame: Frame, mask: str, i: int, x: str) -> str:
+class Shapes(NamedTuple):
+    by_head: str  # (B, T, H, -1)
+    spread: str  # (B, H, T, rope)
+
+
+def _attention(p: Products, frame: Frame, mask: str, shapes: Shapes, i: int, x: str) -> str:
     g, spec, blk = p.g, p.store.spec, f"blk.{i}."
     with g.scope("attention"):
         h = model.norm(g, x, blk + "attn_norm.weight", spec.eps, "norm")
-        query = _query(p, frame, blk, h)  # (B, H, T, nope + rope)
-        key, value = _keys_and_values(p, frame, blk, h)
+        parts = model.project(p, frame, blk, h)
+        query = _query(p, shapes, parts)  # (B, H, T, nope + rope)
+        key, value = _keys_and_values(p, shapes, blk, parts)
         cached = [
             g.op("Concat", before, fresh, name=after, output=after, axis=2)
             for before, fresh, after in zip(
                 names.past(i), (key, value), names.present(i), strict=True
             )
         ]
-        turned = g.op("Transpose", cached[0], name="turned", perm=[0, 1, 3, 2])
+        turned = g.op("Transpose", cached[0], name="keys", perm=[0, 1, 3, 2])
         scores = g.op("MatMul", query, turned, name="scores")  # (B, H, T, S)
         weights = g.op("Softmax", g.op("Add", scores, mask, name="masked"), name="softmax", axis=-1)
         mixed = g.op("MatMul", weights, cached[1], name="mixed")  # (B, H, T, v_head)
-        by_token = g.op("Transpose", mixed, name="by_token", perm=[0, 2, 1, 3])
+        by_token = g.op("Transpose", mixed, name="mixed_by_token", perm=[0, 2, 1, 3])
         joined = g.op("Reshape", by_token, g.ints(-1, spec.heads * spec.v_head), name="heads")
         return g.op("Add", x, p.linear(blk + "attn_output.weight", joined, "output"), name="sum")
 
 
-def _heads(g: Graph, frame: Frame, x: str, name: str, heads: int) -> str:
-    """(N, H, k) or (B, T, H * k) -> (B, H, T, k)."""
-    flat = g.op("Reshape", x, frame.tokens, name=f"{name}_flat")
-    split = g.op("Reshape", flat, g.ints(0, 0, heads, -1), name=f"{name}_split")
-    return g.op("Transpose", split, name=f"{name}_heads", perm=[0, 2, 1, 3])
-
-
-def _query(p: Products, frame: Frame, blk: str, h: str) -> str:
+def _query(p: Products, shapes: Shapes, parts: model.Projected) -> str:
     g, spec = p.g, p.store.spec
-    q = p.linear(blk + "attn_q.weight", h, "q")
-    by_head = g.op("Reshape", q, g.ints(-1, spec.heads, spec.nope + spec.rope), name="q_rows")
-    plain, rotary = g.split(by_head, (spec.nope, spec.rope), 2, "q_parts")
-    turned = model.turn(g, frame, rotary, spec.heads, "q_rope")
-    parts = [
-        _heads(g, frame, plain, "q_plain", spec.heads),
-        _heads(g, frame, turned, "q_rotary", spec.heads),
-    ]
-    query = g.op("Concat", *parts, name="query", axis=3)
+    nope = g.op("Reshape", parts.nope, shapes.by_head, name="nope")
+    rope = g.op("Reshape", parts.rope, shapes.by_head, name="rope")
+    both = g.op("Concat", nope, rope, name="q", axis=3)
+    query = g.op("Transpose", both, name="query", perm=[0, 2, 1, 3])
     return g.op("Mul", query, g.number(softmax_scale(spec)), name="query_scaled")
 
 
-def _keys_and_values(p: Products, frame: Frame, blk: str, h: str) -> tuple[str, str]:
+def _keys_and_values(
+    p: Products, shapes: Shapes, blk: str, parts: model.Projected
+) -> tuple[str, str]:
     g, spec = p.g, p.store.spec
-    kv_a = p.linear(blk + "attn_kv_a_mqa.weight", h, "kv_a")
-    latent, rope_key = g.split(kv_a, (spec.rank, spec.rope), 1, "kv_a_parts")
-    latent = model.norm(g, latent, blk + "attn_kv_a_norm.weight", spec.latent_eps, "latent_norm")
+    latent = g.op("Reshape", parts.latent, g.ints(-1, spec.rank), name="latent")
     kv = p.linear(blk + "attn_kv_b.weight", latent, "kv_b")
-    by_head = _heads(g, frame, kv, "kv", spec.heads)
+    by_token = g.op("Reshape", kv, shapes.by_head, name="kv_by_token")
+    by_head = g.op("Transpose", by_token, name="kv_by_head", perm=[0, 2, 1, 3])
     plain, value = g.split(by_head, (spec.nope, spec.v_head), 3, "kv_parts")
-    turned = model.turn(g, frame, rope_key, 1, "key")  # (B, T, rope)
-    shared = g.op("Unsqueeze", turned, g.ints(1), name="key_shared")
-    shape = g.op("Shape", plain, name="key_shape", start=0, end=3)
-    shape = g.op("Concat", shape, g.ints(spec.rope), name="key_spread_shape", axis=0)
-    spread = g.op("Expand", shared, shape, name="key_spread")
+    shared = g.op("Unsqueeze", parts.key, g.ints(1), name="key_shared")
+    spread = g.op("Expand", shared, shapes.spread, name="key_spread")
     return g.op("Concat", plain, spread, name="key", axis=3), value

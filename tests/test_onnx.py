@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from plm_edge.errors import (  # noqa: E402
 )
 from plm_edge.exporters import Files, export  # noqa: E402
 from plm_edge.onnx_file import OnnxFile  # noqa: E402
+from plm_edge.quant_plan import choose_formats  # noqa: E402
 from plm_edge.reference import Reference  # noqa: E402
 from plm_edge.runtime import load  # noqa: E402
 from plm_edge.runtime.load import exported_plan  # noqa: E402
@@ -164,6 +166,35 @@ def test_quantized_weights_are_those_of_the_formats(
         for run in (Growing(folder), InPlace(folder, 1, 33)):
             close(run.feed(ids)[0], want, tolerance)
     assert relative_error(want, wanted(shape)[1][0, :33]) > 1e-3  # rounding shows
+
+
+@pytest.mark.parametrize("heads", [3, 6, 8])  # by one, by two, and W_uk by four in two nodes
+def test_heads_that_share_a_node_keep_their_own_products(heads: int, tmp_path: Path) -> None:
+    spec = replace(TINY_SHAPES["blocks"], heads=heads, n_ctx_train=ROOM)
+    folder, out = write_tiny_checkpoint(tmp_path / "tiny", spec), tmp_path / "out"
+    export(str(folder), out=out, quant="Q8_0", files=Files("onnx"))
+    ids = np.random.default_rng(3).integers(0, spec.vocab, (1, 9))
+    want = stored_weights(weights_of(folder), read_bundle(out).spec, out).logits(ids[0])
+    for run in (Growing(out), InPlace(out, 1, 9)):
+        close(in_pieces(run, ids, (5, 6, 9))[0], want, 5e-2)
+
+
+@pytest.mark.parametrize("finer", ["attn_q", "attn_kv_a_mqa"])
+def test_two_matrices_of_different_formats_are_not_put_together(
+    finer: str, onnx_bundle: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mixed(*given: Any) -> dict[str, str]:
+        formats = choose_formats(*given)
+        return formats | {name: "Q8_0" for name in formats if f".{finer}." in name}
+
+    monkeypatch.setattr("plm_edge.plan.choose_formats", mixed)
+    folder, out = onnx_bundle.checkpoint("blocks"), tmp_path / "out"  # type: ignore[attr-defined]
+    export(str(folder), out=out, quant="Q4_0", files=Files("onnx"))
+    stored = {array.name for array in OnnxFile.read(out / names.MODEL).stored}
+    assert {"blk.0.attn_q.weight.q", "blk.0.attn_kv_a_mqa.weight.q"} <= stored
+    ids = np.random.default_rng(3).integers(0, 300, (1, 9))
+    want = stored_weights(weights_of(folder), read_bundle(out).spec, out).logits(ids[0])
+    close(in_pieces(Growing(out), ids, (5, 6, 9))[0], want, 5e-2)
 
 
 @pytest.mark.parametrize("quant", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])

@@ -100,27 +100,27 @@ def heads_of(spec: ModelSpec, kv_b: NDArray[np.float32]) -> tuple[NDArray[Any], 
 def head_arrays(name: str, fmt: str, shape: tuple[int, int, int], standard: bool) -> list[Array]:
     """The arrays of one product for each head, of shape (heads, in, out).
 
-    Quantized: one matrix (2 * out, in) for each pair of heads, or of all heads, (heads * out, in),
-    where the operators are the standard's.
+    Quantized: one matrix (n * out, in) for each n heads together, or of all heads, (heads * out,
+    in), where the operators are the standard's.
     """
     heads, inner, outer = shape
     if fmt in FLOATS:
         return [Array(name, FLOATS[fmt], shape)]
     if standard:
         return matrix(name, fmt, heads * outer, inner, standard)
-    group = heads_together(heads)
+    group = heads_together(name, heads)
     made = [
         matrix(f"{name}.{k}", fmt, group * outer, inner, standard) for k in range(heads // group)
     ]
-    return [array for pair in made for array in pair]
+    return [array for group_of in made for array in group_of]
 
 
-def heads_together(heads: int) -> int:
+def heads_together(name: str, heads: int) -> int:
     """How many heads one MatMulNBits multiplies, each with the matrices of all of them.
 
-    Of a pair, half of what is multiplied is thrown away; still it is faster than two nodes.
+    Only its own product of each is kept; still that is faster than a node for each head.
     """
-    return 2 if heads % 2 == 0 else 1
+    return math.gcd(heads, 4 if "attn_k_b" in name else 2)
 
 
 def head_pieces(
@@ -132,7 +132,7 @@ def head_pieces(
         yield name, quantize(fmt, flat)
         return
     rows = products.transpose(0, 2, 1)  # (heads, out, in)
-    count = 1 if standard else len(rows) // heads_together(len(rows))
+    count = 1 if standard else len(rows) // heads_together(name, len(rows))
     for k, part in enumerate(rows.reshape(count, -1, rows.shape[-1])):
         packed = quantize(fmt, np.ascontiguousarray(part))
         q, scales = integers(fmt, packed, standard)

@@ -6,6 +6,8 @@ states are (N, d_model), N = batch * tokens.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from onnx import ModelProto, helper
 
 import plm_edge
@@ -44,20 +46,19 @@ def embedding(p: Products) -> str:
 def attention(p: Products, cache: Cache, frame: Frame, i: int, x: str) -> str:
     """Attention of one layer, added to x.
 
-    x ─► norm ─┬─► W_q ─► per head ─┬─► nope ─► W_uk^T ─┬─► query (N, H, W)
-               │                    └─► rope ─► turn ───┘      │
-               └─► W_kv_a ─┬─► latent ─► norm ─┬─► row ─► cache (B, S, W)
-                           └─► rope ─► turn ───┘          │    │
-                                                          │  scores ─► mask ─► softmax
-                                                          └──────► weighted sum ◄┘
-    x + ◄─ W_o ◄─ W_uv per head ◄─ latents (N, H, rank) ◄──────────────┘
+    x ─► norm ─► W_kv_a, W_q ─┬─► latent ─► norm ───────────┬─► row ─► cache (B, S, W) ───┐
+                              ├─► rope key, rope ─► turn ─┬─┘            │                │
+                              └─► nope ─► W_uk^T ─────────┴─► query ─► scores ─► mask ─► softmax
+                                                            (N, H, W)                     │
+    x + ◄─ W_o ◄─ W_uv per head ◄─ latents (N, H, rank) ◄─────────── weighted sum of rows ┘
     """
     g, spec, blk = p.g, p.store.spec, f"blk.{i}."
     with g.scope("attention"):
         h = norm(g, x, blk + "attn_norm.weight", spec.eps, "norm")
-        query = _query(p, frame, blk, h)
-        cached = cache.append(g, i, _rows(p, frame, blk, h), frame)
-        scores = cache.scores(g, cached, query, frame)  # (B, T, H, S)
+        parts = project(p, frame, blk, h)
+        row = g.op("Concat", parts.latent, parts.key, name="row", axis=2)  # (B, T, W)
+        cached = cache.append(g, i, row, frame)
+        scores = cache.scores(g, cached, _query(p, blk, parts), frame)  # (B, T, H, S)
         masked = g.op("Add", scores, frame.mask, name="masked")
         weights = g.op("Softmax", masked, name="softmax", axis=-1)
         latents = cache.mixed(g, cached, weights, frame)
@@ -68,35 +69,39 @@ def attention(p: Products, cache: Cache, frame: Frame, i: int, x: str) -> str:
         return g.op("Add", x, out, name="sum")
 
 
-def _query(p: Products, frame: Frame, blk: str, h: str) -> str:
-    """From h (N, d_model) what meets a cached row (N, H, W)."""
+class Projected(NamedTuple):
+    """What attention makes of each token first, (B, T, width)."""
+
+    latent: str  # normed, rank
+    key: str  # turned, rope
+    nope: str  # of each head's query, heads * nope
+    rope: str  # turned, heads * rope
+
+
+def project(p: Products, frame: Frame, blk: str, h: str) -> Projected:
+    """W_kv_a and W_q of h (N, d_model); all that turns lies side by side and turns at once."""
     g, spec = p.g, p.store.spec
-    q = p.linear(blk + "attn_q.weight", h, "q")
-    by_head = g.op("Reshape", q, g.ints(-1, spec.heads, spec.nope + spec.rope), name="q_heads")
-    plain, rotary = g.split(by_head, (spec.nope, spec.rope), 2, "q_parts")
-    absorbed = p.per_head(blk + "attn_k_b.weight", plain, (spec.heads, spec.nope, spec.rank), "k_b")
-    turned = turn(g, frame, rotary, spec.heads, "q_rope")
-    turned = g.op("Reshape", turned, g.ints(-1, spec.heads, spec.rope), name="q_turned")
-    return g.op("Concat", absorbed, turned, name="query", axis=2)
-
-
-def _rows(p: Products, frame: Frame, blk: str, h: str) -> str:
-    """From h (N, d_model) the rows to remember (B, T, W)."""
-    g, spec = p.g, p.store.spec
-    kv_a = p.linear(blk + "attn_kv_a_mqa.weight", h, "kv_a")
-    latent, key = g.split(kv_a, (spec.rank, spec.rope), 1, "kv_a_parts")
-    latent = norm(g, latent, blk + "attn_kv_a_norm.weight", spec.latent_eps, "latent_norm")
-    latent = g.op("Reshape", latent, frame.tokens, name="latent")  # (B, T, rank)
-    return g.op("Concat", latent, turn(g, frame, key, 1, "key"), name="row", axis=2)
-
-
-def turn(g: Graph, frame: Frame, x: str, heads: int, name: str) -> str:
-    """Turn pairs (2i, 2i + 1) of x (N, [heads,] rope) by position: (B, T, heads * rope)."""
-    by_token = g.op("Reshape", x, frame.tokens, name=f"{name}_tokens")
-    return g.op(
-        "RotaryEmbedding", by_token, g.stored(COSINES), g.stored(SINES), names.POSITIONS,
-        name=f"{name}_turned", interleaved=1, num_heads=heads,
+    made = [p.linear(name, h, name.split(".")[2]) for name in p.store.projections(blk)]
+    both = made[0] if len(made) == 1 else g.op("Concat", *made, name="projected", axis=1)
+    by_token = g.op("Reshape", both, frame.tokens, name="by_token")
+    widths = spec.rank, (1 + spec.heads) * spec.rope, spec.heads * spec.nope
+    latent, pairs, nope = g.split(by_token, widths, 2, "parts")
+    turned = g.op(
+        "RotaryEmbedding", pairs, g.stored(COSINES), g.stored(SINES), names.POSITIONS,
+        name="turned", interleaved=1, num_heads=1 + spec.heads,
     )  # fmt: skip
+    key, rope = g.split(turned, (spec.rope, spec.heads * spec.rope), 2, "turned_parts")
+    latent = norm(g, latent, blk + "attn_kv_a_norm.weight", spec.latent_eps, "latent_norm")
+    return Projected(latent, key, nope, rope)
+
+
+def _query(p: Products, blk: str, parts: Projected) -> str:
+    """What meets a cached row (N, H, W)."""
+    g, spec = p.g, p.store.spec
+    nope = g.op("Reshape", parts.nope, g.ints(-1, spec.heads, spec.nope), name="nope")
+    absorbed = p.per_head(blk + "attn_k_b.weight", nope, (spec.heads, spec.nope, spec.rank), "k_b")
+    rope = g.op("Reshape", parts.rope, g.ints(-1, spec.heads, spec.rope), name="rope")
+    return g.op("Concat", absorbed, rope, name="query", axis=2)
 
 
 def feed_forward(p: Products, i: int, x: str) -> str:

@@ -53,12 +53,12 @@ class Products:
         g, fmt, (heads, inner, outer) = self.g, self.store.format(weight), shape
         with g.scope(name):
             if fmt in BITS and not self.store.standard:
-                # MatMulNBits has no batch of weights: one node for each pair of heads, where each
-                # meets both matrices; of (head, matrix) the products with its own are kept.
-                group = heads_together(heads)
-                parts = g.split(x, [group] * (heads // group), 1, "pairs")
+                # MatMulNBits has no batch of weights: one node for some heads, where each meets
+                # the matrices of all; of (head, matrix) the products with its own are kept.
+                group = heads_together(weight, heads)
+                parts = g.split(x, [group] * (heads // group), 1, "groups")
                 made = [
-                    self._n_bits(f"{weight}.{k}", fmt, part, ("places", group), f"pair.{k}")
+                    self._n_bits(f"{weight}.{k}", fmt, part, ("places", group), f"heads.{k}")
                     for k, part in enumerate(parts)
                 ]
                 joined = g.op("Concat", *made, name="joined", axis=1)  # (N, heads, group * out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +26,8 @@ from plm_edge.spec import ModelSpec
 from plm_edge.tensors import TensorInfo, tensor_table
 
 COSINES, SINES = "rope.cos", "rope.sin"  # (n_ctx_train, rope / 2)
-_KV_B = "attn_kv_b.weight"
+_Q, _KV_A, _KV_B = "attn_q.weight", "attn_kv_a_mqa.weight", "attn_kv_b.weight"
+_KV_A_Q = "attn_kv_a_q.weight"
 _BLOCK_BYTES = 16 << 20  # of float rows in memory at once
 
 
@@ -52,12 +53,23 @@ def onnx_formats(spec: ModelSpec, formats: Mapping[str, str]) -> dict[str, str]:
     return split
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix of the file: rows start..stop of tensors, in the order of the file."""
+
+    name: str
+    fmt: str
+    rows: tuple[tuple[str, int, int], ...]
+
+
 class Store:
     """The arrays of one model, placed; nothing is read before `write`."""
 
     def __init__(self, spec: ModelSpec, formats: Mapping[str, str], standard: bool) -> None:
         self.spec, self.formats, self.standard = spec, formats, standard
         self._table = tensor_table(spec)
+        self._at = {info.name: self._matrix(info) for info in self._table.values()}
+        self._matrices = {m.name: m for m in self._at.values() if m is not None}
         placed = arrays.place([a for info in self._table.values() for a in self._arrays(info)])
         at = placed[-1].offset + placed[-1].nbytes
         turns = (spec.n_ctx_train, spec.rope // 2)
@@ -69,8 +81,15 @@ class Store:
         self.arrays = {array.name: array for array in placed}
 
     def format(self, name: str) -> str:
-        """Of the matrix with that canonical name."""
-        return self.formats[name]
+        """Of a matrix of the file, or of one of kv_b's products."""
+        return self._matrices[name].fmt if name in self._matrices else self.formats[name]
+
+    def projections(self, blk: str) -> list[str]:
+        """The matrices that attention of a layer begins with: one, or two of different formats.
+
+        Their rows: latent, rope key, then the rope part of each head's query, then the other parts.
+        """
+        return [name for name in (blk + _KV_A_Q, blk + _KV_A, blk + _Q) if name in self._matrices]
 
     def alias(self, name: str, other: str, shape: tuple[int, ...]) -> str:
         """The bytes of an array under a second name and shape; they lie in the file once."""
@@ -116,12 +135,38 @@ class Store:
         assert at == self.nbytes
         return BundleFile(path.name, at, digest.hexdigest())
 
+    def _matrix(self, info: TensorInfo) -> Matrix | None:
+        """What lies in the file at the place of a tensor, unless it is a vector or kv_b."""
+        name = info.name
+        if len(info.shape) == 1 or name.endswith(_KV_B):
+            return None
+        fmt, rows = self.formats[name], ((name, 0, info.shape[0]),)
+        if name.endswith((_Q, _KV_A)):
+            kv_a = name.replace(_Q, _KV_A)
+            q = kv_a.replace(_KV_A, _Q)
+            both = self.formats[q] == self.formats[kv_a]
+            if name == q:
+                return None if both else Matrix(q, fmt, self._query_rows(q))
+            if both:
+                return Matrix(kv_a.replace(_KV_A, _KV_A_Q), fmt, rows + self._query_rows(q))
+        return Matrix(name, fmt, rows)
+
+    def _query_rows(self, q: str) -> tuple[tuple[str, int, int], ...]:
+        """Rows of attn_q, per head [nope | rope]: first rope of all heads, then nope."""
+        nope, head = self.spec.nope, self.spec.nope + self.spec.rope
+        starts = range(0, self.spec.heads * head, head)
+        rope = tuple((q, at + nope, at + head) for at in starts)
+        return rope + tuple((q, at, at + nope) for at in starts)
+
     def _arrays(self, info: TensorInfo) -> list[Array]:
         if len(info.shape) == 1:
             return [Array(info.name, TensorProto.FLOAT, info.shape)]
         if not info.name.endswith(_KV_B):
-            rows, cols = info.shape
-            return arrays.matrix(info.name, self.formats[info.name], rows, cols, self.standard)
+            matrix = self._at[info.name]
+            if matrix is None:
+                return []
+            rows = sum(stop - start for _, start, stop in matrix.rows)
+            return arrays.matrix(matrix.name, matrix.fmt, rows, info.shape[1], self.standard)
         spec = self.spec
         shapes = (spec.heads, spec.nope, spec.rank), (spec.heads, spec.rank, spec.v_head)
         return [
@@ -141,25 +186,28 @@ class Store:
                 for name, product in zip(_head_names(info.name), products, strict=True):
                     fmt = self.formats[name]
                     yield from arrays.head_pieces(name, fmt, product, self.standard)
-            else:
-                yield from self._matrix(info, packed_rows)
+            elif (matrix := self._at[info.name]) is not None:
+                yield from self._matrix_pieces(matrix, info.shape[1], packed_rows)
         turns = mla.turns(self.spec, self.spec.n_ctx_train)  # cosine and sine in turn
         for k, name in enumerate((COSINES, SINES)):
             yield name, np.ascontiguousarray(turns[:, k::2]).view(np.uint8)
 
-    def _matrix(self, info: TensorInfo, packed_rows: PackedRows) -> Iterator[tuple[str, Bytes]]:
-        fmt, (rows, cols) = self.formats[info.name], info.shape
+    def _matrix_pieces(
+        self, matrix: Matrix, cols: int, packed_rows: PackedRows
+    ) -> Iterator[tuple[str, Bytes]]:
+        name, fmt = matrix.name, matrix.fmt
         step, scales = max(1, _BLOCK_BYTES // (4 * cols)), []
-        for start in range(0, rows, step):
-            packed = packed_rows(info.name, fmt, start, min(start + step, rows))
-            if fmt in arrays.FLOATS:
-                yield info.name, packed
-                continue
-            q, part = arrays.integers(fmt, packed, self.standard)
-            scales.append(part)
-            yield f"{info.name}.q", q
+        for tensor, first, last in matrix.rows:
+            for start in range(first, last, step):
+                packed = packed_rows(tensor, fmt, start, min(start + step, last))
+                if fmt in arrays.FLOATS:
+                    yield name, packed
+                    continue
+                q, part = arrays.integers(fmt, packed, self.standard)
+                scales.append(part)
+                yield f"{name}.q", q
         if scales:
-            yield f"{info.name}.scales", np.concatenate(scales).view(np.uint8)
+            yield f"{name}.scales", np.concatenate(scales).view(np.uint8)
 
 
 def _head_names(name: str) -> tuple[str, str]:
