@@ -168,7 +168,7 @@ def test_quantized_weights_are_those_of_the_formats(
     assert relative_error(want, wanted(shape)[1][0, :33]) > 1e-3  # rounding shows
 
 
-@pytest.mark.parametrize("heads", [3, 6, 8])  # by one, by two, and W_uk by four in two nodes
+@pytest.mark.parametrize("heads", [3, 6])  # by one, by two
 def test_heads_that_share_a_node_keep_their_own_products(heads: int, tmp_path: Path) -> None:
     spec = replace(TINY_SHAPES["blocks"], heads=heads, n_ctx_train=ROOM)
     folder, out = write_tiny_checkpoint(tmp_path / "tiny", spec), tmp_path / "out"

@@ -108,19 +108,20 @@ def head_arrays(name: str, fmt: str, shape: tuple[int, int, int], standard: bool
         return [Array(name, FLOATS[fmt], shape)]
     if standard:
         return matrix(name, fmt, heads * outer, inner, standard)
-    group = heads_together(name, heads)
+    group = heads_together(heads)
     made = [
         matrix(f"{name}.{k}", fmt, group * outer, inner, standard) for k in range(heads // group)
     ]
     return [array for group_of in made for array in group_of]
 
 
-def heads_together(name: str, heads: int) -> int:
+def heads_together(heads: int) -> int:
     """How many heads one MatMulNBits multiplies, each with the matrices of all of them.
 
-    Only its own product of each is kept; still that is faster than a node for each head.
+    Only its own product of each is kept; with one token that is faster than a node for each head,
+    with many slower, and four together are no faster (docs/decisions.md).
     """
-    return math.gcd(heads, 4 if "attn_k_b" in name else 2)
+    return math.gcd(heads, 2)
 
 
 def head_pieces(
@@ -132,7 +133,7 @@ def head_pieces(
         yield name, quantize(fmt, flat)
         return
     rows = products.transpose(0, 2, 1)  # (heads, out, in)
-    count = 1 if standard else len(rows) // heads_together(name, len(rows))
+    count = 1 if standard else len(rows) // heads_together(len(rows))
     for k, part in enumerate(rows.reshape(count, -1, rows.shape[-1])):
         packed = quantize(fmt, np.ascontiguousarray(part))
         q, scales = integers(fmt, packed, standard)

@@ -55,7 +55,7 @@ class Products:
             if fmt in BITS and not self.store.standard:
                 # MatMulNBits has no batch of weights: one node for some heads, where each meets
                 # the matrices of all; of (head, matrix) the products with its own are kept.
-                group = heads_together(weight, heads)
+                group = heads_together(heads)
                 parts = g.split(x, [group] * (heads // group), 1, "groups")
                 made = [
                     self._n_bits(f"{weight}.{k}", fmt, part, ("places", group), f"heads.{k}")
