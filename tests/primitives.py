@@ -20,6 +20,7 @@ class FiredWords(Structure):
 
 _TYPES = {  # as plm_isa has them, in its order: one function, or one for each format
     "tile": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
+    "four_tiles": CFUNCTYPE(None, _P, _I, _P, _P, _P),
     "tile_of_bytes": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
     "row": CFUNCTYPE(_F, _P, _I, _P),
     "add_rows": CFUNCTYPE(None, _P, _I, _P, _I, _P),
@@ -48,7 +49,7 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "blend": CFUNCTYPE(None, _P, _P, _I, _I, _I, _P, _I, _P, _I),
     "blend_words": CFUNCTYPE(None, _P, _P, _P, _I, _I, _I, _P, _I, _P, _I, _P),
 }
-_BY_FORMAT = ("tile", "tile_of_bytes", "row", "add_rows", "units", "unit_rows")
+_BY_FORMAT = ("tile", "four_tiles", "tile_of_bytes", "row", "add_rows", "units", "unit_rows")
 _BY_FORMAT += ("part_units", "part_rows", "unit_words")
 LARGEST, BYTE = ACTIVATIONS["int16"], ACTIVATIONS["int8"]
 PANEL = 8191  # PLM_PANEL
@@ -107,8 +108,14 @@ class Primitives:
         function(data.ctypes.data, len(x), ctypes.addressof(act.struct), 1, y.ctypes.data, TILE)
         return y
 
-    def has_tile_of_bytes(self, fmt):
-        return bool(self._table.tile_of_bytes[FORMAT_CODES[fmt]])
+    def has(self, function, fmt):
+        return bool(getattr(self._table, function)[FORMAT_CODES[fmt]])
+
+    def four_tiles(self, fmt, data, x):
+        y, data, act = floats(4 * TILE, np.nan), unaligned(data), Activations(x)
+        function, at = self._table.four_tiles[FORMAT_CODES[fmt]], data.ctypes.data
+        function(at, len(x), ctypes.addressof(act.struct), y.ctypes.data, at + data.nbytes)
+        return y
 
     def tile_of_tokens(self, fmt, data, x, stride=TILE + 3, most=LARGEST, in_bytes=False):
         """X (T, cols) -> (T, 16); what lies between the rows of the result is left alone."""

@@ -58,15 +58,23 @@ def test_the_largest_sums_of_many_tokens_do_not_overflow(name, fmt, weight, sign
     same_bits(one.tile_of_tokens(fmt, tile, x), np.stack([one.tile(fmt, tile, x[0])] * 3))
 
 
-OF_BYTES = [
-    (name, fmt, cols)
-    for name in SETS
-    for fmt, cols in CASES
-    if Primitives(name).has_tile_of_bytes(fmt)
-]
+def cases_of(function):
+    """What of CASES those sets do that have the function."""
+    return [(s, fmt, n) for s in SETS for fmt, n in CASES if Primitives(s).has(function, fmt)]
 
 
-@pytest.mark.parametrize(("name", "fmt", "cols"), OF_BYTES)
+@pytest.mark.parametrize(("name", "fmt", "cols"), cases_of("four_tiles"))
+def test_four_tiles_give_the_bits_of_each(name, fmt, cols):
+    one, x = Primitives(name), random_x(cols)
+    packed, _ = random_rows(fmt, 64, cols)
+    tiles = [arrange("tile16x4", fmt, packed[r : r + 16], cols) for r in range(0, 64, 16)]
+    got = one.four_tiles(fmt, np.concatenate(tiles), x)
+    same_bits(got, np.concatenate([one.tile(fmt, tile, x) for tile in tiles]))
+    with pytest.raises(AssertionError):
+        same_bits(got, one.four_tiles(fmt, np.concatenate(tiles[::-1]), x))
+
+
+@pytest.mark.parametrize(("name", "fmt", "cols"), cases_of("tile_of_bytes"))
 @pytest.mark.parametrize("tokens", [1, 2, 4, 7, 8, 17])
 def test_activations_of_8_bits_give_the_bits_of_16(name, fmt, cols, tokens):
     one = Primitives(name)

@@ -3,50 +3,86 @@
  * works on floats. The same bits as the scalar set wherever avx2.c gives them. */
 #include "avx512.h"
 
+enum { SOON = 2048 }; /* bytes */
+
 static inline __m256i add_in_one(__m256i sum, __m256i a, __m256i b) { return _mm256_dpwssd_epi32(sum, a, b); }
+
+/* Ask memory for the `n` bytes behind `at` of each of N tiles, SOON before their use: of more streams at once each needs
+ * less of a lead. */
+INLINED void ask_for(const uint8_t *w, int64_t bytes, int64_t at, int n, const uint8_t *next, int N) {
+    const int64_t soon = at + (N == 1 ? AHEAD : SOON);
+    const uintptr_t first = soon < bytes ? (uintptr_t)w + (uintptr_t)soon : (uintptr_t)next + (uintptr_t)(soon - bytes);
+    for (int i = 0; i < N; i++)
+        for (int k = 0; k < n; k += LINE)
+            _mm_prefetch((const void *)(first + (uintptr_t)(i * bytes + k)), _MM_HINT_T0);
+}
 
 /* ---- tiles: 16 rows interleaved, 4 consecutive values each: a register is 4 values of all rows ---- */
 
-static void one_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
-    __m512 out = _mm512_setzero_ps();
-    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 288) {
-        ask_ahead(w, 288);
-        __m512i q = load64(x->q + b * PLM_BLOCK);
+/* N tiles behind each other: of several streams memory answers more at once than of one. `next`: as in plm_isa. */
+INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next, int N) {
+    const int64_t bytes = plm_tile_bytes(PLM_Q4_0, cols);
+    __m512 out[4];
+    for (int i = 0; i < N; i++) out[i] = _mm512_setzero_ps();
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++) {
+        ask_for(w, bytes, b * 288, 288, next, N);
+        __m512i q = load64(x->q + b * PLM_BLOCK), tops[4], bottoms[4];
         uint8_t top[PLM_BLOCK], bottom[PLM_BLOCK];
         _mm256_storeu_si256((void *)bottom, _mm512_cvtepi16_epi8(q));
         _mm256_storeu_si256((void *)top, _mm512_cvtepi16_epi8(_mm512_srai_epi16(q, 8)));
-        __m512i tops = _mm512_setzero_si512(), bottoms = _mm512_set1_epi32(-8 * x->sum[b]);
+        for (int i = 0; i < N; i++) tops[i] = _mm512_setzero_si512(), bottoms[i] = _mm512_set1_epi32(-8 * x->sum[b]);
+        const uint8_t *block = w + b * 288;
         for (int g = 0; g < 4; g++) {
-            __m512i v = load64(w + 32 + 64 * g), low = low_of(v), high = high_of(v);
-            tops = add_bytes(add_bytes(tops, low, in_every(top + 4 * g)), high, in_every(top + 16 + 4 * g));
-            bottoms = add_bytes(bottoms, in_every(bottom + 4 * g), low);
-            bottoms = add_bytes(bottoms, in_every(bottom + 16 + 4 * g), high);
+            __m512i top_low = in_every(top + 4 * g), top_high = in_every(top + 16 + 4 * g);
+            __m512i bottom_low = in_every(bottom + 4 * g), bottom_high = in_every(bottom + 16 + 4 * g);
+            for (int i = 0; i < N; i++) {
+                __m512i v = load64(block + i * bytes + 32 + 64 * g), low = low_of(v), high = high_of(v);
+                tops[i] = add_bytes(add_bytes(tops[i], low, top_low), high, top_high);
+                bottoms[i] = add_bytes(add_bytes(bottoms[i], bottom_low, low), bottom_high, high);
+            }
         }
-        out = add_scaled16(out, join(tops, bottoms), scales16(w), x->scale[b]);
+        for (int i = 0; i < N; i++)
+            out[i] = add_scaled16(out[i], join(tops[i], bottoms[i]), scales16(block + i * bytes), x->scale[b]);
     }
-    _mm512_storeu_ps(y, out);
+    for (int i = 0; i < N; i++) _mm512_storeu_ps(y + PLM_TILE * i, out[i]);
 }
 
 /* Widened to 16 bits, a register is 8 rows by 4 values; two sums a row are left, which the block's end adds. */
-static void one_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
+INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next, int N) {
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-    __m512 out = _mm512_setzero_ps();
-    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 544) {
-        ask_ahead(w, 544);
-        __m512i first = _mm512_setzero_si512(), second = first;
+    const int64_t bytes = plm_tile_bytes(PLM_Q8_0, cols);
+    __m512 out[4];
+    for (int i = 0; i < N; i++) out[i] = _mm512_setzero_ps();
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++) {
+        ask_for(w, bytes, b * 544, 544, next, N);
+        __m512i first[4], second[4];
+        for (int i = 0; i < N; i++) first[i] = second[i] = _mm512_setzero_si512();
+        const uint8_t *block = w + b * 544;
         for (int g = 0; g < 8; g++) {
             int64_t four;
             memcpy(&four, x->q + b * PLM_BLOCK + 4 * g, sizeof four);
             __m512i q = _mm512_set1_epi64(four);
-            first = add_words(first, _mm512_cvtepi8_epi16(load32(w + 32 + 64 * g)), q);
-            second = add_words(second, _mm512_cvtepi8_epi16(load32(w + 64 + 64 * g)), q);
+            for (int i = 0; i < N; i++) {
+                const uint8_t *at = block + i * bytes + 32 + 64 * g;
+                first[i] = add_words(first[i], _mm512_cvtepi8_epi16(load32(at)), q);
+                second[i] = add_words(second[i], _mm512_cvtepi8_epi16(load32(at + 32)), q);
+            }
         }
-        __m512i sums = _mm512_add_epi32(_mm512_permutex2var_epi32(first, even, second),
-                                        _mm512_permutex2var_epi32(first, odd, second));
-        out = add_scaled16(out, sums, scales16(w), x->scale[b]);
+        for (int i = 0; i < N; i++) {
+            __m512i sums = _mm512_add_epi32(_mm512_permutex2var_epi32(first[i], even, second[i]),
+                                            _mm512_permutex2var_epi32(first[i], odd, second[i]));
+            out[i] = add_scaled16(out[i], sums, scales16(block + i * bytes), x->scale[b]);
+        }
     }
-    _mm512_storeu_ps(y, out);
+    for (int i = 0; i < N; i++) _mm512_storeu_ps(y + PLM_TILE * i, out[i]);
+}
+
+static void four_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next) {
+    tiles_q4_0(w, cols, x, y, next, 4);
+}
+static void four_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next) {
+    tiles_q8_0(w, cols, x, y, next, 4);
 }
 
 /* ---- panels as avx2_weave makes them: a register is a pair of columns of all 16 lanes ---- */
@@ -85,14 +121,14 @@ static void panel(const int16_t *panel, const float *scales, int32_t blocks, con
 
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
-        one_q8_0(w, cols, x, y);
+        tiles_q8_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q8_0, cols), 1);
     else
         avx2_several_q8_0(w, cols, x, tokens, y, stride, panel);
 }
 
 static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
-        one_q4_0(w, cols, x, y);
+        tiles_q4_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q4_0, cols), 1);
     else
         avx2_several_q4_0(w, cols, x, tokens, y, stride, panel);
 }
@@ -276,6 +312,7 @@ const plm_isa plm_avx512_vnni = {
     .name = "avx512-vnni",
     .tile = {avx512_tile_f32, avx512_tile_f16, avx512_tile_bf16, tile_q8_0, tile_q4_0, avx512_tile_q4_k,
              avx512_tile_q6_k},
+    .four_tiles = {[PLM_Q8_0] = four_q8_0, [PLM_Q4_0] = four_q4_0},
     .tile_of_bytes = {[PLM_Q8_0] = avx512_tile_of_bytes_q8_0, [PLM_Q4_0] = avx512_tile_of_bytes_q4_0},
     .row = {avx512_row_f32, avx512_row_f16, avx512_row_bf16, row_q8_0, row_q4_0, avx512_row_q4_k, avx2_row_q6_k},
     .add_rows = {avx512_add_f32, avx512_add_f16, avx512_add_bf16, avx512_add_q8_0, avx512_add_q4_0, avx512_add_q4_k,

@@ -58,6 +58,12 @@ static void fire_up(const plm_fire *a, int32_t first, int32_t last) {
     plm_tile *tile = plm_tile_of(a->isa, a->up.format, &a->x);
     int32_t tokens = a->step->n_tokens;
     float h[PLM_FEW * PLM_TILE];
+    if (tokens == 1) {
+        float *h1 = a->h + first;
+        plm_tiles_of_one(a->isa, &a->up, first, last, &a->x, h1, last);
+        for (int32_t i = 0; i < last - first; i++) h1[i] = plm_squared_relu(h1[i]);
+        return;
+    }
     for (int32_t unit = first; unit < last; unit += PLM_TILE) {
         tile(a->up.data + unit / PLM_TILE * bytes, a->up.cols, &a->x, tokens, h, PLM_TILE);
         for (int32_t t = 0; t < tokens; t++)

@@ -114,11 +114,35 @@ static void product_of_rows(const plm_product *a, int32_t first, int32_t last) {
         }
 }
 
+void plm_tiles_of_one(const plm_isa *isa, const plm_matrix *w, int32_t first, int32_t last, const plm_vectors *x,
+                      float *y, int32_t next) {
+    const int64_t bytes = plm_tile_bytes(w->format, w->cols);
+    const int32_t four = 4 * PLM_TILE;
+    plm_tile *tile = plm_tile_of(isa, w->format, x);
+    int32_t r = first;
+    for (; isa->four_tiles[w->format] && tile == isa->tile[w->format] && r + four <= last; r += four, y += four) {
+        const uint8_t *tiles = w->data + r / PLM_TILE * bytes;
+        int32_t rows_on = (r + 2 * four <= last ? r + four : next) - r;
+        isa->four_tiles[w->format](tiles, w->cols, x, y, tiles + rows_on / PLM_TILE * bytes);
+    }
+    for (; r < last; r += PLM_TILE, y += PLM_TILE) {
+        float out[PLM_TILE];
+        tile(w->data + r / PLM_TILE * bytes, w->cols, x, 1, out, PLM_TILE);
+        memcpy(y, out, (size_t)plm_min(PLM_TILE, last - r) * sizeof *y);
+    }
+}
+
 static void product_of_tiles(const plm_product *a, int32_t first, int32_t last) {
     const plm_matrix *w = &a->w;
     int64_t bytes = plm_tile_bytes(w->format, w->cols);
     plm_tile *tile = plm_tile_of(a->isa, w->format, &a->x);
     _Alignas(PLM_LINE) float out[TOKENS_PER_TILE * PLM_TILE];
+    if (a->step->n_tokens == 1) {
+        /* The threads take items in turn. */
+        plm_tiles_of_one(a->isa, w, first, last, &a->x, out, first + a->step->threads * ROWS_PER_ITEM);
+        store(a->y + first, out, last - first, a->add);
+        return;
+    }
     for (int32_t r = first; r < last; r += PLM_TILE)
         for (int32_t from = 0; from < a->step->n_tokens; from += TOKENS_PER_TILE) {
             int32_t tokens = plm_min(TOKENS_PER_TILE, a->step->n_tokens - from);

@@ -50,6 +50,11 @@ static inline plm_tile *plm_tile_of(const plm_isa *isa, int format, const plm_ve
     return x->bytes && isa->tile_of_bytes[format] ? isa->tile_of_bytes[format] : isa->tile[format];
 }
 
+/* y (last - first) = rows first .. last of w, in tiles, times one token. `next`: the row with which this thread will
+ * probably go on; it may lie past the end. */
+void plm_tiles_of_one(const plm_isa *isa, const plm_matrix *w, int32_t first, int32_t last, const plm_vectors *x,
+                      float *y, int32_t next);
+
 /* Row t of the activations. */
 static inline plm_vectors plm_vector_at(const plm_vectors *x, int64_t t, int32_t cols) {
     int64_t blocks = cols / PLM_BLOCK;

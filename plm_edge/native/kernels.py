@@ -53,7 +53,7 @@ class Vectors(Structure):
 class Step(Structure):
     """plm_step."""
 
-    _fields_ = (("n_past", c_int32), ("n_tokens", c_int32), ("first", c_int32))
+    _fields_ = tuple((name, c_int32) for name in ("n_past", "n_tokens", "first", "threads"))
 
 
 _ISA_STEP = (("isa", c_void_p), ("step", POINTER(Step)))

@@ -61,6 +61,7 @@ typedef struct {
     int32_t n_past;   /* rows in the cache before this call */
     int32_t n_tokens; /* tokens of this call */
     int32_t first;    /* row of x that the final norm reads first */
+    int32_t threads;  /* that share the work: by it each guesses what it will read next */
 } plm_step;
 
 /* What the next call of `units` will read. While one computes it asks memory for that, a share with each PLM_SHARE
@@ -89,7 +90,12 @@ typedef struct {
      */
     void (*tile[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                               int32_t stride);
-    /* The same from x->bytes; NULL where `tile` is all there is. */
+    /* y (64) = the rows of four tiles that lie behind each other times one token, the bits of `tile`. Meanwhile memory is
+     * asked for what they are about to read and, at their end, for as many tiles at `next`. NULL where that is no faster
+     * than one after the other. */
+    void (*four_tiles[PLM_FORMATS])(const uint8_t *tiles, int32_t cols, const plm_vectors *x, float *y,
+                                    const uint8_t *next);
+    /* `tile` from x->bytes; NULL where `tile` is all there is. */
     void (*tile_of_bytes[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens,
                                        float *y, int32_t stride);
     /* A plain row times x. */

@@ -37,6 +37,30 @@ static void tile(int format, int32_t cols, int32_t tokens, int quant, float spec
     drop(w), drop_activations(a), drop(got), drop(want), drop(alone);
 }
 
+/* Four tiles give one token what each gives it alone; what lies at `next` is none of their business. */
+static void four_tiles(int format, int32_t cols, int quant) {
+    const int32_t rows = 4 * PLM_TILE;
+    size_t bytes = bytes_of(format, rows, cols);
+    guarded w = weights(format, bytes, PLM_TILE, PLM_TILE * quant_bytes(format), quant), x = floats(cols);
+    guarded got = take((size_t)rows * 4), want = take((size_t)rows * 4);
+    for (int32_t i = 0; quant >= 0 && i < cols; i++) values(x)[i] = -3.0f;
+    activations a = pack_of(x, 1, cols);
+    for (int32_t i = 0; i < rows; i += PLM_TILE)
+        plm_scalar.tile[format](w.at + bytes / 4 * (size_t)(i / PLM_TILE), cols, &a.v, 1, values(want) + i, PLM_TILE);
+    bend_at(w.at + 3 * bytes / 4 + 2 * PLM_TILE, format);
+    tested->four_tiles[format](w.at, cols, &a.v, values(got), w.at + bytes);
+    same("four tiles", cols, 1, values(got), values(want), rows);
+    drop(w), drop_activations(a), drop(got), drop(want);
+}
+
+static void fours_of_tiles(int format) {
+    static const int32_t cols[] = {32, 64, 288, 1024};
+    for (int i = 0; i < 4; i++) {
+        four_tiles(format, cols[i], -1);
+        if (!bend) four_tiles(format, cols[i], 0x00), four_tiles(format, cols[i], 0xff);
+    }
+}
+
 /* Activations of 8 bits give the bits they give as integers of 16. quant as above. */
 static void tile_of_bytes(int format, int32_t cols, int32_t tokens, int quant) {
     const int32_t stride = PLM_TILE + OTHERS, n = (tokens - 1) * stride + PLM_TILE;
@@ -178,6 +202,7 @@ void mixes(void) {
 /* What a set may have or not. */
 void extras(int format) {
     static const int32_t ends[][2] = {{0, 32}, {32, 160}, {128, 160}, {0, 160}};
+    if (tested->four_tiles[format]) fours_of_tiles(format);
     if (tested->tile_of_bytes[format]) tiles_of_bytes(format);
     if (!tested->unit_words[format]) return;
     keeps();
