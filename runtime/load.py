@@ -17,6 +17,7 @@ from plm_edge.plan import Overrides, Plan, plan_of_file, replan_for_load
 from plm_edge.runtime.any_session import AnySession
 from plm_edge.runtime.llama_engine import CURE, is_installed
 from plm_edge.runtime.model import Model
+from plm_edge.runtime.onnx_model import PROVIDERS
 from plm_edge.runtime.session import Session
 from plm_edge.spec import ModelSpec
 
@@ -49,9 +50,7 @@ def load(
     speed where the kernel set has products of bytes. Raises FileFormatError, DoesNotFit,
     UsageError, UnsupportedError.
     """
-    kind, _, provider = backend.partition(":")
-    if kind not in BACKENDS or (provider and kind != "onnx"):
-        raise UsageError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
+    kind, provider = parse_backend(backend)
     path = Path(path)
     if kind == "auto":
         kind = _planned_backend(path)
@@ -73,7 +72,22 @@ def load(
         return load_llama(path, threads, n_ctx, cache_type, force, gpu_layers)
     from plm_edge.runtime.load_onnx import load_onnx
 
-    return load_onnx(path, provider or None, threads, n_ctx, cache_type, force)
+    return load_onnx(path, provider, threads, n_ctx, cache_type, force)
+
+
+def parse_backend(backend: str) -> tuple[str, str | None]:
+    """Take "onnx:cuda" apart: backend, and provider or None. UsageError for an unknown one."""
+    kind, colon, provider = backend.partition(":")
+    if kind not in BACKENDS or (colon and kind != "onnx"):
+        raise UsageError(f"expected a backend of {', '.join(BACKENDS)}, found {backend!r}")
+    if not colon:
+        return kind, None
+    if provider not in PROVIDERS:
+        raise UsageError(
+            f"expected a provider of {', '.join(PROVIDERS)}, found {provider!r}; "
+            "name one behind --backend onnx:"
+        )
+    return kind, provider
 
 
 def _planned_backend(path: Path) -> str:

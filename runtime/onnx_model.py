@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from plm_edge import onnx_names as names
 from plm_edge.bundle import read_bundle
 from plm_edge.cache_layout import CacheType
-from plm_edge.errors import FileFormatError, UnsupportedError, UsageError
+from plm_edge.errors import FileFormatError, UnsupportedError
 from plm_edge.onnx_file import OnnxFile
 from plm_edge.tokenizer import Tokenizer
 
@@ -47,15 +47,10 @@ def onnxruntime() -> Any:
 def choose_provider(asked: str | None, available: Sequence[str], profile: Sequence[str]) -> str:
     """The provider `asked` in onnxruntime's words, or the first of a profile that is available.
 
-    Raises UsageError for a name there is none of, UnsupportedError where it is not there.
+    Raises UnsupportedError where the one that was asked for is not there.
     """
     if asked is None:
         return next((name for name in profile if name in available), PROVIDERS["cpu"])
-    if asked not in PROVIDERS:
-        raise UsageError(
-            f"expected a provider of {', '.join(PROVIDERS)}, found {asked!r}; "
-            "name one behind --backend onnx:"
-        )
     if PROVIDERS[asked] not in available:
         there = ", ".join(key for key, name in PROVIDERS.items() if name in available)
         raise UnsupportedError(

@@ -290,6 +290,7 @@ def test_what_the_backend_cannot_do_is_refused_in_a_line(onnx_bundle: Bundles) -
         ("onnx", {"head": "screened"}, UnsupportedError, "expected no --head"),
         ("onnx:cuda", {}, UnsupportedError, "found one with cpu"),
         ("onnx:abacus", {}, UsageError, "found 'abacus'"),
+        ("onnx:", {}, UsageError, "found ''"),
         ("native:cpu", {}, UsageError, "found 'native:cpu'"),
     ):
         with pytest.raises(error, match=said):

@@ -391,7 +391,6 @@ CHATS: dict[str, tuple[str, int, str]] = {
     "no kernels": ("-p a --isa mmx", 2, "unknown kernel set 'mmx', expected one of"),
     "no threads": ("-p a -t 0", 2, "0 threads, expected"),
     "too many threads": ("-p a -t 100000", 2, "100000 threads, expected 1..256"),
-    "no backend": ("-p a --backend magic", 2, "expected a backend of ... found 'magic'"),
     "no cache": ("-p a -ctk q3", 2, "'q3', expected one of"),
     "a prompt too long": (f"-p '{'word ' * 200}'", 5, "the context holds 128 tokens"),
     "a context of 10^12": ("-p a -c 1000000000000 --force", 5, "needs ... host leaves ... try -c"),
@@ -402,6 +401,16 @@ CHATS: dict[str, tuple[str, int, str]] = {
 def test_chats(refused: Callable[..., None], name: str) -> None:
     words, code, message = CHATS[name]
     refused(f"chat mine {words}", code, message)
+
+
+@pytest.mark.parametrize(
+    ("backend", "found"),
+    [("magic", "'magic'"), ("native:", "'native:'"), ("onnx:abacus", "'abacus'"), ("onnx:", "''")],
+)
+def test_a_backend_of_no_known_name_is_refused_before_the_export(
+    refused: Callable[..., None], backend: str, found: str
+) -> None:
+    refused(f"chat hf -p a --backend {backend}", 2, f"expected a ... found {found}")
 
 
 def test_a_context_that_does_not_fit(here: Path, refused: Callable[..., None]) -> None:

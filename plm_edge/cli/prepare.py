@@ -53,8 +53,10 @@ def load(
 
 
 def format_for(backend: str) -> str:
-    """What a backend reads."""
-    return "onnx" if backend.partition(":")[0] == "onnx" else "gguf"
+    """What a backend reads; UsageError, before anything is exported, where there is no such."""
+    from plm_edge.runtime.load import parse_backend
+
+    return "onnx" if parse_backend(backend)[0] == "onnx" else "gguf"
 
 
 def prepare(
