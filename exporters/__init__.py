@@ -77,7 +77,7 @@ def export(
     file, ONNX files, or both. `force` replaces an earlier bundle.
     """
     files.check(screened=calibration is not None, layout=layout)
-    profile, found = devices.load(target), resolve_model(str(model))
+    profile, found = devices.load(target), resolve_model(model)
 
     def write(
         source: Source,

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import Run
 from tiny import TINY_SHAPES, write_tiny_checkpoint
 
+from plm_edge.bundle import read_bundle
 from plm_edge.checkpoint import hub
 from plm_edge.checkpoint.hub import choose_gguf, resolve_model
 from plm_edge.cli import prepare
@@ -30,6 +32,14 @@ def test_what_is_no_model(model: str) -> None:
 
 def test_an_existing_path_is_itself(tmp_path: Path) -> None:
     assert resolve_model(str(tmp_path)) == tmp_path
+
+
+def test_a_folder_named_demo_is_not_the_demo_model(inside: Run, tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path / "demo", TINY_SHAPES["plain"])
+    assert inside("export", "./demo", "--target", "host", "-o", "out").code == 0
+    in_cache = prepare.prepare(Path("demo"))  # a Path forgets the dot; never the demo model either
+    for bundle in (tmp_path / "out", in_cache):
+        assert read_bundle(bundle).spec == TINY_SHAPES["plain"]
 
 
 @pytest.fixture

@@ -40,15 +40,17 @@ _NEVER = ["*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*/*"]
 _T = TypeVar("_T")
 
 
-def resolve_model(model: str, offline: bool = False, config_only: bool = False) -> Path:
+def resolve_model(model: str | Path, offline: bool = False, config_only: bool = False) -> Path:
     """The folder or file that `model` means, downloaded if need be; of a folder all or the config.
 
-    `demo` is always the model inside the package; a folder of that name is `./demo`.
+    The word `demo` is always the model inside the package; a folder of that name is `./demo`, or a
+    Path, which forgets the dot.
     """
     if model == "demo":
         if not _DEMO.is_dir():
             raise UnsupportedError(f"the demo model is not installed at {_DEMO}; install again")
         return _DEMO
+    model = str(model)
     local = _local(model)
     if local is not None:
         return local

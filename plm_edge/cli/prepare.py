@@ -47,7 +47,7 @@ def load(
     """
     from plm_edge import runtime
 
-    path = for_backend(prepare(str(path), file_format=format_for(backend)), backend, n_ctx)
+    path = for_backend(prepare(path, file_format=format_for(backend)), backend, n_ctx)
     asked = threads, n_ctx, cache_type, isa, force, head, activations, gpu_layers
     return runtime.load(path, backend, *asked)
 
@@ -60,7 +60,7 @@ def format_for(backend: str) -> str:
 
 
 def prepare(
-    model: str,
+    model: str | Path,
     progress: Progress | None = None,
     offline: bool = False,
     in_full: bool = False,
@@ -86,7 +86,7 @@ def prepare(
         _make_cache_folder()
         # force: another process may put the same bundle there meanwhile.
         files = Files(file_format)
-        export(str(found), "host", folder, quant=quant, files=files, force=True, progress=progress)
+        export(found, "host", folder, quant=quant, files=files, force=True, progress=progress)
     return folder
 
 
@@ -187,7 +187,7 @@ def described(file: Path) -> tuple[str, ModelSpec, dict[str, str]]:
 
 
 def find(
-    model: str, offline: bool = False, check: Callable[[ModelSpec], object] | None = None
+    model: str | Path, offline: bool = False, check: Callable[[ModelSpec], object] | None = None
 ) -> Path:
     """The folder or file that `model` means; a hub id is downloaded, unless offline.
 
@@ -195,7 +195,7 @@ def find(
     """
     from plm_edge.checkpoint.hub import is_hub_id, resolve_model
 
-    if check is not None and is_hub_id(model):
+    if check is not None and is_hub_id(str(model)):
         check(spec_of(resolve_model(model, offline, config_only=True)))
     return resolve_model(model, offline)
 
