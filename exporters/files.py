@@ -47,11 +47,16 @@ class Files:
         """Of the session that the bundle is planned for; None: as the device wants."""
         return None if self.gguf else "f32"
 
-    def check(self, screened: bool, layout: str | None) -> None:
+    def check(self, screened: bool, layout: str | None, cache_type: str | None = None) -> None:
         """Raises for what cannot be written, before anything is read."""
         if layout is not None and not self.gguf:
             raise UsageError("a layout is for GGUF files: --format gguf or both")
         if screened and not self.gguf:
             raise UsageError("a screened head is for GGUF files: --format gguf or both")
+        if not self.gguf and cache_type not in (None, self.cache_type):
+            raise UsageError(
+                f"ONNX graphs: expected a cache of {self.cache_type}, found {cache_type}; "
+                "leave -ctk out, or add a GGUF file: --format both"
+            )
         if self.onnx:
             onnx.check_installed()

@@ -246,6 +246,9 @@ OUTPUTS: dict[str, tuple[Spoil, str, int, str]] = {
     "context above trained": (nothing, "-o new -c 129", 2, "129 tokens, expected 1..128"),
     "context 0": (nothing, "-o new -c 0", 2, "context of 0 tokens, expected 1..128"),
     "context -1": (nothing, "-o new -c -1", 2, "context of -1 tokens, expected 1..128"),
+    "a layout of ONNX": (nothing, "-o new --format onnx --layout plm", 2, "layout is for GGUF"),
+    "a cache of ONNX": (nothing, "-o new --format onnx -ctk q8_0", 2, "cache of f32, found q8_0"),
+    "a head of ONNX": (nothing, "-o new --format onnx --head screened", 2, "head is for GGUF"),
     "too small a device": (
         config(max_position_embeddings=1 << 24), "-o new --target toy.toml -c 16777216", 5,
         "Toy leaves ... try -c",
