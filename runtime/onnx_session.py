@@ -6,6 +6,7 @@ copied: ScatterND finds both at one address and writes the new rows only.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,13 +85,45 @@ class OnnxSession(AnySession):
     def _run(self, ids: list[int], logits: Logits) -> None:
         """Append ids; logits (n, vocab) receives those of the last n."""
         binding = self._bound(ids, logits)
+        error = self._called(binding) if len(ids) == 1 else self._called_apart(binding)
+        if error is not None and self._options.terminate:
+            raise Interrupted("stopped before the answer was complete")
+        if error is not None:
+            raise PlmEdgeError(f"onnxruntime failed: {str(error).splitlines()[0][:200]}") from error
+        self._ids += ids
+
+    def _called(self, binding: Any) -> Exception | None:
+        """Run; what onnxruntime raised, if anything."""
         try:
             self._inference.run_with_iobinding(binding, self._options)
-        except Exception as why:  # onnxruntime's own family has no common base but this
-            if self._options.terminate:
-                raise Interrupted("stopped before the answer was complete") from None
-            raise PlmEdgeError(f"onnxruntime failed: {str(why).splitlines()[0][:200]}") from why
-        self._ids += ids
+        except Exception as why:  # its own family has no common base but this
+            return why
+        return None
+
+    def _called_apart(self, binding: Any) -> Exception | None:
+        """Run in a thread of its own, and be there for signals.
+
+        A chunk takes seconds, and as long as the main thread is inside onnxruntime, Python handles
+        no signal: a Ctrl-C would wait.
+        """
+        errors: list[Exception | None] = []
+        done = threading.Event()
+
+        def run() -> None:
+            errors.append(self._called(binding))
+            done.set()
+
+        stopped: BaseException | None = None
+        threading.Thread(target=run, name="onnxruntime").start()
+        while not done.is_set():
+            try:
+                done.wait()  # not join, which takes an interrupted wait for the thread's end
+            except BaseException as why:  # of a signal's handler
+                stopped = why
+                self._options.terminate = True  # and wait on: it writes into our buffers
+        if stopped is not None:
+            raise stopped
+        return errors[0]
 
     def _bound(self, ids: list[int], logits: Logits) -> Any:
         """What the call reads and writes: small arrays, and the buffers where they lie."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -423,6 +427,36 @@ def test_a_cancelled_call_leaves_the_session_as_it_was(onnx_bundle: Bundles) -> 
         assert session.ids == (1, 2)
         session._bound = bound
         session.step(3)
+
+
+def test_a_signal_does_not_wait_for_a_chunk(onnx_bundle: Bundles) -> None:
+    """What runs here runs until it is told to stop, away from the thread that handles signals."""
+
+    class Endless:
+        def run_with_iobinding(self, binding: object, options: Any) -> None:
+            assert threading.current_thread() is not threading.main_thread()
+            for _ in range(1000):
+                if options.terminate:
+                    raise RuntimeError("terminated")
+                time.sleep(0.01)
+
+        def io_binding(self) -> object:
+            return model.io_binding()
+
+    with load(onnx_bundle("plm"), "onnx") as session:
+        model, session._inference = session._inference, Endless()
+        for handler, error in (
+            (signal.default_int_handler, KeyboardInterrupt),
+            (lambda *_: session.cancel(), Interrupted),
+        ):
+            before = signal.signal(signal.SIGINT, handler)
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                with pytest.raises(error):
+                    session.prefill([1, 2])
+            finally:
+                signal.signal(signal.SIGINT, before)
+            assert session.ids == ()
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
