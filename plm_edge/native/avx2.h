@@ -10,8 +10,8 @@
 enum { LINE = PLM_LINE, AHEAD = 4096 }; /* bytes: how far before their use weights are asked for */
 
 /* Ask memory for as many bytes as are used now, AHEAD of them: the CPU's own prefetcher stops at every page. Past the
- * end of the weights this does nothing, but the address must not be made as a pointer. */
-static inline void ask_ahead(const uint8_t *w, int bytes) {
+ * end of the weights this does nothing, but the address must not be made as a pointer. Always inlined: see plm_ask. */
+static inline __attribute__((always_inline)) void ask_ahead(const uint8_t *w, int bytes) {
     const uintptr_t first = (uintptr_t)w + AHEAD;
     for (int at = 0; at < bytes; at += LINE) _mm_prefetch((const void *)(first + (unsigned)at), _MM_HINT_T0);
 }

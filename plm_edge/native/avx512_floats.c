@@ -124,20 +124,53 @@ static inline void add_block(const uint8_t *quants, int format, float factor, __
     for (int k = 0; k < 2; k++) sum[k] = _mm512_add_ps(sum[k], _mm512_mul_ps(_mm512_set1_ps(factor), v[k]));
 }
 
-/* Eight rows at a time, so that sums are loaded and stored once for them. */
-static inline void add_int_rows(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y, int format) {
-    const int64_t bytes = plm_row_bytes(format, n);
+/* The scales of the first blocks of a row, `of_words(format)` of them, those behind are others: their words lie in the
+ * first 128 bytes. One by one they would take as long as the products. */
+static inline int of_words(int format) { return format == PLM_Q8_0 ? 4 : 8; }
+static inline __m256 first_scales(const uint8_t *w, int format) {
+    const __m512i first = _mm512_cvtepi8_epi16(_mm256_setr_epi8(0, 9, 18, 27, 36, 45, 54, 63, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                                                               0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0));
+    const __m512i other = _mm512_cvtepi8_epi16(_mm256_setr_epi8(0, 17, 34, 51, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                                                               0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0));
+    __m512i words = _mm512_permutex2var_epi16(load64(w), format == PLM_Q8_0 ? other : first, load64(w + 64));
+    return _mm256_cvtph_ps(_mm512_castsi512_si128(words));
+}
+
+/* y (32 n) += `rows` rows, `bytes` apart, of n blocks, factors (rows, 8) of them: sums are loaded and stored once. */
+INLINED void add_blocks(const uint8_t *w, int64_t bytes, int32_t rows, int n, const float *factors, float *y, int format,
+                        const uint8_t *ask) {
     const int size = format == PLM_Q8_0 ? 34 : 18;
+    for (int b = 0; b < n; b++, w += size) {
+        ask_ahead(ask + 8 * b * size, 8 * size);
+        float *to = y + b * PLM_BLOCK;
+        __m512 sum[2] = {_mm512_loadu_ps(to), _mm512_loadu_ps(to + 16)};
+        for (int32_t r = 0; r < rows; r++) add_block(w + 2 + r * bytes, format, factors[8 * r + b], sum);
+        for (int k = 0; k < 2; k++) _mm512_storeu_ps(to + 16 * k, sum[k]);
+    }
+}
+
+/* Eight rows at a time. */
+INLINED void add_int_rows(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y, int format) {
+    const int64_t bytes = plm_row_bytes(format, n);
+    const int size = format == PLM_Q8_0 ? 34 : 18, step = of_words(format);
+    float factors[8 * 8];
     for (int32_t i = 0; i < count; i += 8, w += 8 * bytes) {
-        const int32_t rows = count - i < 8 ? count - i : 8;
-        for (int32_t b = 0; b < n / PLM_BLOCK; b++) {
-            const uint8_t *block = w + b * size;
-            ask_ahead(w + 8 * b * size, 8 * size);
-            float *to = y + b * PLM_BLOCK;
-            __m512 sum[2] = {_mm512_loadu_ps(to), _mm512_loadu_ps(to + 16)};
-            for (int32_t r = 0; r < rows; r++, block += bytes)
-                add_block(block + 2, format, a[i + r] * scale_at(block), sum);
-            for (int k = 0; k < 2; k++) _mm512_storeu_ps(to + 16 * k, sum[k]);
+        const int32_t rows = count - i < 8 ? count - i : 8, blocks = n / PLM_BLOCK;
+        int32_t b = 0;
+        for (; b + step <= blocks; b += step) {
+            const uint8_t *at = w + b * size;
+            for (int32_t r = 0; r < rows; r++)
+                _mm256_storeu_ps(factors + 8 * r,
+                                 _mm256_mul_ps(first_scales(at + r * bytes, format), _mm256_set1_ps(a[i + r])));
+            if (rows == 8)
+                add_blocks(at, bytes, 8, step, factors, y + b * PLM_BLOCK, format, w + 8 * b * size);
+            else
+                add_blocks(at, bytes, rows, step, factors, y + b * PLM_BLOCK, format, w + 8 * b * size);
+        }
+        for (; b < blocks; b++) {
+            const uint8_t *at = w + b * size;
+            for (int32_t r = 0; r < rows; r++) factors[8 * r] = a[i + r] * scale_at(at + r * bytes);
+            add_blocks(at, bytes, rows, 1, factors, y + b * PLM_BLOCK, format, w + 8 * b * size);
         }
     }
 }
