@@ -77,11 +77,14 @@ static void find_group(const plm_fire *a, int32_t g, plm_ahead *found) {
     const plm_matrix *down = &a->down;
     const uint8_t *rows, *scales = group_at(down, g, &rows), *end = rows;
     int64_t bytes = unit_bytes(down);
-    uint32_t left = 0; /* a bit for each unit */
+    uint8_t fired[PLM_BLOCK] = {0};
     for (int64_t t = 0; t < a->step->n_tokens; t++)
-        for (int32_t i = 0; i < units_of(down, g); i++)
-            left |= (uint32_t)(a->h[t * down->cols + g * PLM_BLOCK + i] != 0.0f) << i;
-    for (found->rows = 0; left; left &= left - 1) found->row[found->rows++] = rows + __builtin_ctz(left) * bytes;
+        for (int32_t i = 0; i < units_of(down, g); i++) fired[i] |= a->h[t * down->cols + g * PLM_BLOCK + i] != 0.0f;
+    found->rows = 0;
+    for (int32_t i = 0; i < PLM_BLOCK; i++) { /* writes every row, keeps those that fired: no branch to guess */
+        found->row[found->rows] = rows + i * bytes;
+        found->rows += fired[i];
+    }
     if (plm_is_super(down->format)) plm_scales_of_part(down->format, down->rows, g % PLM_PARTS, &scales, &end);
     found->scales = scales;
     found->row_share = (int32_t)(bytes * PLM_SHARE / down->rows);
