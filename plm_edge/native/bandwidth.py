@@ -18,7 +18,7 @@ _LINE = 64
 
 
 def read(data: NDArray[np.uint8]) -> int:
-    """Read whole lines of contiguous bytes; the sum of their 64-bit words, modulo 2^64."""
+    """Read whole lines of 64 contiguous bytes; the sum of the first 64-bit words, mod 2^64."""
     function = lib().plm_read
     function.restype, function.argtypes = ctypes.c_uint64, (ctypes.c_void_p, ctypes.c_size_t)
     return int(function(data.ctypes.data, data.size))

@@ -384,8 +384,8 @@ PLM_API const plm_isa *plm_isa_for(const plm_isa *isa, int format);
 
 /* ---- the bandwidth of memory (bandwidth.c) ---- */
 
-/* Reads `bytes` of data, in whole lines of 64. Returns the sum of their 64-bit words, so that every one must be read.
- */
+/* Reads `bytes` of data, in whole lines of 64. Returns the sum of the first 64-bit word of each, so that every line must
+ * be read. */
 PLM_API uint64_t plm_read(const uint8_t *data, size_t bytes);
 
 /* ---- the pool ---- */
