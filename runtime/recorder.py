@@ -38,6 +38,11 @@ class MappedWeight:
         return int(self.data.nbytes)
 
 
+_HOLDS_ROWS = (
+    48 << 10
+)  # bytes of a first cache that holds the rows of two groups: docs/decisions.md
+
+
 @dataclass
 class KernelRecorder:
     """Builds one list of ops over the buffers of a session. Implements kinds.recorder.Recorder."""
@@ -169,6 +174,7 @@ class KernelRecorder:
             self._matrix(down),
             self._vectors(x),
             *(self._at(name) for name in ("units", "slices", "unit_rows")),
+            native.first_cache_bytes() >= _HOLDS_ROWS,
         )
         self._add("fire", args)
         slices, step = self._at("slices"), ctypes.pointer(self.step)

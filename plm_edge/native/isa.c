@@ -1,5 +1,8 @@
-/* Which instruction sets were compiled in, and which of them this CPU has. */
+/* Which instruction sets were compiled in, which of them this CPU has, and its first cache. */
+#define _POSIX_C_SOURCE 200809L
 #include "plm.h"
+
+#include <unistd.h>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -34,6 +37,14 @@ const plm_isa *plm_isa_for(const plm_isa *isa, int format) {
 }
 
 const char *plm_isa_name(const plm_isa *isa) { return isa->name; }
+
+size_t plm_first_cache_bytes(void) {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+    long bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+    if (bytes > 0) return (size_t)bytes;
+#endif
+    return 0;
+}
 
 #if defined(__x86_64__)
 /* Answers of CPUID; zeros where the CPU does not know the leaf. */

@@ -169,6 +169,7 @@ class Fire(Structure):
         ("h", c_void_p),
         ("partial", c_void_p),
         ("unit_rows", c_void_p),
+        ("near", c_int32),
     )
 
 
@@ -304,6 +305,13 @@ def isa_table() -> dict[str, int]:
     while (isa := at(len(table))) is not None:
         table[name(isa).decode()] = isa
     return {key: isa for key, isa in table.items() if runs(isa)}
+
+
+def first_cache_bytes() -> int:
+    """Of a core's first cache for data; 0 where the system does not tell."""
+    function = lib().plm_first_cache_bytes
+    function.restype = ctypes.c_size_t
+    return int(function())
 
 
 def find_isa(name: str | None = None) -> tuple[str, int]:

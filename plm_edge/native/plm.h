@@ -71,6 +71,7 @@ typedef struct {
     const uint8_t *row[PLM_BLOCK]; /* of the units that fired */
     const uint8_t *scales;
     int32_t rows, row_share, scales_share; /* how many rows; bytes of each share */
+    int32_t near;                          /* rows into the first cache, or the second */
 } plm_ahead;
 
 /* Units of a group that fired, as integers, token after token: `count`, an even number, of `words` and of `which` (the
@@ -265,7 +266,8 @@ typedef struct {
 
 /* The fused squared-ReLU pair for T <= PLM_FEW tokens: h (T, down.cols) = max(up x, 0)^2 and partial (T, 16,
  * down.rows) = slices of down h. A unit that fired for no token is a row that is not read; unit_rows (16) counts up
- * those that are, slice by slice. up TILE16X4, down GROUP32. */
+ * those that are, slice by slice. up TILE16X4, down GROUP32. near: whether rows are asked for into the first cache, for
+ * one that holds two groups of them. */
 typedef struct {
     const plm_isa *isa;
     const plm_step *step;
@@ -273,6 +275,7 @@ typedef struct {
     plm_vectors x;
     float *h, *partial;
     int64_t *unit_rows;
+    int32_t near;
 } plm_fire;
 
 /* y (T, width) += the 16 slices of partial (T, 16, width), in their order. */
@@ -381,6 +384,9 @@ PLM_API const char *plm_isa_name(const plm_isa *isa);
 PLM_API int plm_isa_runs(const plm_isa *isa);
 /* The set whose kernels do a token's products of that format: isa, or the earlier one that it takes them from. */
 PLM_API const plm_isa *plm_isa_for(const plm_isa *isa, int format);
+
+/* Of a core's first cache for data; 0 where the system does not tell. */
+PLM_API size_t plm_first_cache_bytes(void);
 
 /* ---- the bandwidth of memory (bandwidth.c) ---- */
 
