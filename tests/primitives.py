@@ -23,6 +23,7 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "four_tiles": CFUNCTYPE(None, _P, _I, _P, _P, _P),
     "tile_of_bytes": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
     "row": CFUNCTYPE(_F, _P, _I, _P),
+    "rows": CFUNCTYPE(None, _P, _I, _P, _I, _P),
     "add_rows": CFUNCTYPE(None, _P, _I, _P, _I, _P),
     "units": CFUNCTYPE(None, _P, _I, _P, _I, _P, _P),
     "unit_rows": CFUNCTYPE(None, _P, _I, _I, _I, _I, _P),
@@ -49,8 +50,8 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "blend": CFUNCTYPE(None, _P, _P, _I, _I, _I, _P, _I, _P, _I),
     "blend_words": CFUNCTYPE(None, _P, _P, _P, _I, _I, _I, _P, _I, _P, _I, _P),
 }
-_BY_FORMAT = ("tile", "four_tiles", "tile_of_bytes", "row", "add_rows", "units", "unit_rows")
-_BY_FORMAT += ("part_units", "part_rows", "unit_words")
+_BY_FORMAT = ("tile", "four_tiles", "tile_of_bytes", "row", "rows", "add_rows", "units")
+_BY_FORMAT += ("unit_rows", "part_units", "part_rows", "unit_words")
 LARGEST, BYTE = ACTIVATIONS["int16"], ACTIVATIONS["int8"]
 PANEL = 8191  # PLM_PANEL
 
@@ -140,6 +141,14 @@ class Primitives:
         function = self._table.row[FORMAT_CODES[fmt]]
         got = function(data.ctypes.data, len(x), ctypes.addressof(act.struct))
         return np.array([got], np.float32)
+
+    def rows(self, fmt, data, x):
+        """Y (count); `data`: the packed rows (count, row bytes)."""
+        y, rows, act = floats(len(data), np.nan), unaligned(data), Activations(x)
+        function = self._table.rows[FORMAT_CODES[fmt]]
+        pointers = (ctypes.addressof(act.struct), len(data), y.ctypes.data)
+        function(rows.ctypes.data, len(x), *pointers)
+        return y
 
     def add_rows(self, fmt, data, a, y):
         """Y (n) + a (count) . rows (count, n); `data`: the packed rows."""

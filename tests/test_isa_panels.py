@@ -74,6 +74,44 @@ def test_four_tiles_give_the_bits_of_each(name, fmt, cols):
         same_bits(got, one.four_tiles(fmt, np.concatenate(tiles[::-1]), x))
 
 
+ROWS = [(s, fmt) for s in SETS for fmt in FORMATS if Primitives(s).has("rows", fmt)]
+
+
+@pytest.mark.parametrize(("name", "fmt"), ROWS)
+@pytest.mark.parametrize("cols", [32, 96, 288, 512, 2144])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 17, 128])
+def test_several_rows_give_the_bits_of_each(name, fmt, cols, count):
+    one, x = Primitives(name), random_x(cols)
+    x[-1] = 1e4  # what it is multiplied with is not lost in the rounding
+    packed, _ = random_rows(fmt, count, cols)
+    want = np.concatenate([one.row(fmt, row, x) for row in packed])
+    same_bits(one.rows(fmt, packed, x), want)
+    packed[-1, -1] ^= 0x70
+    with pytest.raises(AssertionError):
+        same_bits(one.rows(fmt, packed, x), want)
+
+
+@pytest.mark.parametrize(("name", "fmt"), ROWS)
+@pytest.mark.parametrize("weight", [0x00, 0xFF, 0x80, 0x7F])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_of_several_rows_do_not_overflow(name, fmt, weight, sign):
+    packed, _ = random_rows(fmt, 16, 160)
+    packed.reshape(16, 5, -1)[..., 2:] = weight
+    one, x = Primitives(name), np.full(160, sign * 5.0, np.float32)
+    same_bits(one.rows(fmt, packed, x), np.concatenate([one.row(fmt, row, x) for row in packed]))
+
+
+@pytest.mark.parametrize(("name", "fmt"), ROWS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_scale_shows_in_its_own_row_of_several(name, fmt, bad):
+    packed, _ = random_rows(fmt, 16, 128)
+    one, x = Primitives(name), random_x(128)
+    packed.reshape(16, 4, -1)[5, 2, :2] = np.array([bad], np.float16).view(np.uint8)
+    got = one.rows(fmt, packed, x)
+    same_bits(np.isfinite(got), np.arange(16) != 5)
+    same_bits(got, np.concatenate([one.row(fmt, row, x) for row in packed]))
+
+
 @pytest.mark.parametrize(("name", "fmt", "cols"), cases_of("tile_of_bytes"))
 @pytest.mark.parametrize("tokens", [1, 2, 4, 7, 8, 17])
 def test_activations_of_8_bits_give_the_bits_of_16(name, fmt, cols, tokens):

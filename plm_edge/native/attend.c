@@ -283,6 +283,5 @@ void plm_unabsorb_item(const void *p, size_t item, int thread) {
         a->isa->pack(latent, a->rank, PLM_LARGEST, x.q, x.scale, x.sum);
     }
     float *y = a->y + ((int64_t)t * a->heads + h) * a->v_head;
-    for (int32_t i = 0; i < a->v_head; i++)
-        y[i] = a->isa->row[a->kv_b.format](plm_head_row(a, h, a->nope + i), a->rank, &x);
+    plm_rows_of_one(a->isa, a->kv_b.format, plm_head_row(a, h, a->nope), a->rank, &x, a->v_head, y);
 }

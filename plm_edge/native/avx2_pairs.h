@@ -58,9 +58,22 @@ INLINED __m256i block_products(const uint8_t *w, const int16_t *q, int format, a
     return add(_mm256_madd_epi16(w0, load32(q)), w1, load32(q + 16));
 }
 
+/* y + blocks b .. blocks of a plain row that begins at w, one after the other. */
+INLINED float pairs_rest(float y, const uint8_t *w, int32_t b, int32_t blocks, const plm_vectors *x, int format,
+                         add_pairs *add) {
+    const int bytes = format == PLM_Q8_0 ? 34 : 18;
+    for (w += (int64_t)b * bytes; b < blocks; b++, w += bytes) {
+        int32_t sum = sum8_int(block_products(w, x->q + b * PLM_BLOCK, format, add));
+        if (format == PLM_Q4_0) sum -= 8 * x->sum[b];
+        y += (float)sum * (scale_at(w) * x->scale[b]);
+    }
+    return y;
+}
+
 /* Blocks of a plain row, four a step; their results are added one after the other, as the scalar set does. */
 INLINED float pairs_row(const uint8_t *w, int32_t cols, const plm_vectors *x, int format, add_pairs *add) {
     const int bytes = format == PLM_Q8_0 ? 34 : 18;
+    const uint8_t *row = w;
     int32_t b = 0, blocks = cols / PLM_BLOCK;
     float y = 0.0f, part[4];
     for (; b + 4 <= blocks; b += 4, w += 4 * bytes) {
@@ -76,12 +89,7 @@ INLINED float pairs_row(const uint8_t *w, int32_t cols, const plm_vectors *x, in
         _mm_storeu_ps(part, _mm_mul_ps(_mm_cvtepi32_ps(sums), scales));
         for (int i = 0; i < 4; i++) y += part[i];
     }
-    for (; b < blocks; b++, w += bytes) {
-        int32_t sum = sum8_int(block_products(w, x->q + b * PLM_BLOCK, format, add));
-        if (format == PLM_Q4_0) sum -= 8 * x->sum[b];
-        y += (float)sum * (scale_at(w) * x->scale[b]);
-    }
-    return y;
+    return pairs_rest(y, row, b, blocks, x, format, add);
 }
 
 /* ---- panels: pair by pair of columns, 16 lanes of two values each, lanes 0..7 in the first register ---- */

@@ -27,11 +27,21 @@ static inline __m512i add_words(__m512i sum, __m512i a, __m512i b) {
     return in_place(_mm512_dpwssd_epi32(sum, a, b));
 }
 
+static inline __m256i add_in_one(__m256i sum, __m256i a, __m256i b) { return _mm256_dpwssd_epi32(sum, a, b); }
+
 /* A 16-bit q is two bytes, q = 256 top + bottom, top signed, bottom not; a 4-bit weight is both, so it meets either. */
 static inline __m512i join(__m512i top, __m512i bottom) { return _mm512_add_epi32(_mm512_slli_epi32(top, 8), bottom); }
 
 static inline __m512i low_of(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 static inline __m512i high_of(__m512i v) { return low_of(_mm512_srli_epi16(v, 4)); }
+
+/* Four registers of four times 128 bits, rows and columns exchanged. */
+static inline void transpose(__m512i *v) {
+    __m512i a = _mm512_shuffle_i32x4(v[0], v[1], 0x88), b = _mm512_shuffle_i32x4(v[2], v[3], 0x88);
+    __m512i c = _mm512_shuffle_i32x4(v[0], v[1], 0xdd), d = _mm512_shuffle_i32x4(v[2], v[3], 0xdd);
+    v[0] = _mm512_shuffle_i32x4(a, b, 0x88), v[2] = _mm512_shuffle_i32x4(a, b, 0xdd);
+    v[1] = _mm512_shuffle_i32x4(c, d, 0x88), v[3] = _mm512_shuffle_i32x4(c, d, 0xdd);
+}
 
 /* 32 bits at p in every lane. */
 static inline __m512i in_every(const void *p) {
@@ -88,6 +98,8 @@ void avx512_tile_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors
 float avx512_row_f32(const uint8_t *w, int32_t cols, const plm_vectors *x);
 float avx512_row_f16(const uint8_t *w, int32_t cols, const plm_vectors *x);
 float avx512_row_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x);
+void avx512_several_rows_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y);
+void avx512_several_rows_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y);
 void avx512_add_f32(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
 void avx512_add_f16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
 void avx512_add_bf16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);

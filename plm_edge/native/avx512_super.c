@@ -3,8 +3,6 @@
 #include "avx2_super.h"
 #include "avx512.h"
 
-static inline __m256i add_in_one(__m256i sum, __m256i a, __m256i b) { return _mm256_dpwssd_epi32(sum, a, b); }
-
 /* y + float(sums) * (scale * x_scale). */
 static inline __m512 add_part_512(__m512 y, __m512i sums, __m512 scale, float x_scale) {
     __m512 factor = _mm512_mul_ps(scale, _mm512_set1_ps(x_scale));

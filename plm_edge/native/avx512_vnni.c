@@ -5,8 +5,6 @@
 
 enum { SOON = 2048 }; /* bytes */
 
-static inline __m256i add_in_one(__m256i sum, __m256i a, __m256i b) { return _mm256_dpwssd_epi32(sum, a, b); }
-
 /* Ask memory for the `n` bytes behind `at` of each of N tiles, SOON before their use: of more streams at once each needs
  * less of a lead. */
 INLINED void ask_for(const uint8_t *w, int64_t bytes, int64_t at, int n, const uint8_t *next, int N) {
@@ -220,14 +218,6 @@ INLINED void sum_q4_0(const fired *f, int64_t at, __mmask16 bytes, __m512i *low,
     for (int i = 0; i < 4; i++) low[i] = join(top[i], bottom[i]), high[i] = join(top[4 + i], bottom[4 + i]);
 }
 
-/* Four registers of four times 128 bits, rows and columns exchanged. */
-static inline void transpose(__m512i *v) {
-    __m512i a = _mm512_shuffle_i32x4(v[0], v[1], 0x88), b = _mm512_shuffle_i32x4(v[2], v[3], 0x88);
-    __m512i c = _mm512_shuffle_i32x4(v[0], v[1], 0xdd), d = _mm512_shuffle_i32x4(v[2], v[3], 0xdd);
-    v[0] = _mm512_shuffle_i32x4(a, b, 0x88), v[2] = _mm512_shuffle_i32x4(a, b, 0xdd);
-    v[1] = _mm512_shuffle_i32x4(c, d, 0x88), v[3] = _mm512_shuffle_i32x4(c, d, 0xdd);
-}
-
 INLINED void add_outputs_q4_0(const fired *f, const uint8_t *scales, int32_t o, int blocks, float *y) {
     __m512i low[4], high[4];
     sum_q4_0(f, o / 2, first_of(4 * blocks), low, high);
@@ -315,6 +305,7 @@ const plm_isa plm_avx512_vnni = {
     .four_tiles = {[PLM_Q8_0] = four_q8_0, [PLM_Q4_0] = four_q4_0},
     .tile_of_bytes = {[PLM_Q8_0] = avx512_tile_of_bytes_q8_0, [PLM_Q4_0] = avx512_tile_of_bytes_q4_0},
     .row = {avx512_row_f32, avx512_row_f16, avx512_row_bf16, row_q8_0, row_q4_0, avx512_row_q4_k, avx2_row_q6_k},
+    .rows = {[PLM_Q8_0] = avx512_several_rows_q8_0, [PLM_Q4_0] = avx512_several_rows_q4_0},
     .add_rows = {avx512_add_f32, avx512_add_f16, avx512_add_bf16, avx512_add_q8_0, avx512_add_q4_0, avx512_add_q4_k,
                  avx512_add_q6_k},
     .units = {avx512_units_f32, avx512_units_f16, avx512_units_bf16, units_q8_0, units_q4_0},

@@ -106,6 +106,12 @@ static void store(float *y, const float *value, int32_t n, int32_t add) {
 static void product_of_rows(const plm_product *a, int32_t first, int32_t last) {
     const plm_matrix *w = &a->w;
     int64_t bytes = plm_row_bytes(w->format, w->cols);
+    if (a->step->n_tokens == 1) {
+        float out[ROWS_PER_ITEM];
+        plm_rows_of_one(a->isa, w->format, w->data + first * bytes, w->cols, &a->x, last - first, out);
+        store(a->y + first, out, last - first, a->add);
+        return;
+    }
     for (int32_t r = first; r < last; r++)
         for (int32_t t = 0; t < a->step->n_tokens; t++) {
             plm_vectors x = plm_vector_at(&a->x, t, w->cols);

@@ -59,6 +59,16 @@ static inline plm_tile *plm_tile_of(const plm_isa *isa, int format, const plm_ve
 void plm_tiles_of_one(const plm_isa *isa, const plm_matrix *w, int32_t first, int32_t last, const plm_vectors *x,
                       float *y, int32_t next);
 
+/* y (count) = plain rows that lie behind each other times one token. */
+static inline void plm_rows_of_one(const plm_isa *isa, int format, const uint8_t *rows, int32_t cols,
+                                   const plm_vectors *x, int32_t count, float *y) {
+    const int64_t bytes = plm_row_bytes(format, cols);
+    if (isa->rows[format])
+        isa->rows[format](rows, cols, x, count, y);
+    else
+        for (int32_t i = 0; i < count; i++) y[i] = isa->row[format](rows + i * bytes, cols, x);
+}
+
 /* Row t of the activations. */
 static inline plm_vectors plm_vector_at(const plm_vectors *x, int64_t t, int32_t cols) {
     int64_t blocks = cols / PLM_BLOCK;

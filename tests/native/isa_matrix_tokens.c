@@ -61,6 +61,31 @@ static void fours_of_tiles(int format) {
     }
 }
 
+/* Rows behind each other give one token what each gives it alone. */
+static void several_rows(int format, int32_t cols, int32_t count, int quant) {
+    const size_t bytes = bytes_of(format, 1, cols);
+    guarded w = weights(format, bytes * (size_t)count, 1, quant_bytes(format), quant), x = floats(cols);
+    guarded got = take((size_t)count * 4), want = take((size_t)count * 4);
+    for (int32_t i = 0; quant >= 0 && i < cols; i++) values(x)[i] = -3.0f;
+    if (bend) values(x)[0] = 4000.0f;
+    activations a = pack_of(x, 1, cols);
+    for (int32_t i = 0; i < count; i++) values(want)[i] = plm_scalar.row[format](w.at + bytes * (size_t)i, cols, &a.v);
+    bend_at(w.at + bytes * (size_t)(count - 1) + 2, format);
+    tested->rows[format](w.at, cols, &a.v, count, values(got));
+    same("rows", cols, count, values(got), values(want), count);
+    drop(w), drop_activations(a), drop(got), drop(want);
+}
+
+static void rows_of_one_token(int format) {
+    static const int32_t cols[] = {32, 96, 288, 512, 2144}, counts[] = {1, 2, 3, 7, 16, 17, 128};
+    for (int i = 0; i < 5; i++)
+        for (int k = 0; k < 7; k++) {
+            several_rows(format, cols[i], counts[k], -1);
+            if (bend) continue;
+            several_rows(format, cols[i], counts[k], 0x00), several_rows(format, cols[i], counts[k], 0xff);
+        }
+}
+
 /* Activations of 8 bits give the bits they give as integers of 16. quant as above. */
 static void tile_of_bytes(int format, int32_t cols, int32_t tokens, int quant) {
     const int32_t stride = PLM_TILE + OTHERS, n = (tokens - 1) * stride + PLM_TILE;
@@ -203,6 +228,7 @@ void mixes(void) {
 void extras(int format) {
     static const int32_t ends[][2] = {{0, 32}, {32, 160}, {128, 160}, {0, 160}};
     if (tested->four_tiles[format]) fours_of_tiles(format);
+    if (tested->rows[format]) rows_of_one_token(format);
     if (tested->tile_of_bytes[format]) tiles_of_bytes(format);
     if (!tested->unit_words[format]) return;
     keeps();
