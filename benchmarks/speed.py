@@ -10,6 +10,7 @@ cache folder; `zeros` is the share of their feed-forward units that are idle.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,15 @@ def model(zeros: float = 0.8) -> Path:
     return made
 
 
+def read_anew() -> None:
+    """Let the system forget the models: read again, they lie in memory as after a restart."""
+    for path in cache_folder().rglob("*.gguf"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def main() -> None:
     """Print the table of each run."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -70,6 +80,9 @@ def main() -> None:
         for zeros, layout, options in RUNS[run]:
             made = model(zeros)
             path = made if layout == "latent" else in_layout(made, layout)
+            for other in ("plm", "deepseek2") if "--vs" in options else ():
+                in_layout(made, other)
+            read_anew()
             words = [*options.split(), "-r", args.repetitions]
             print(f"\n{run}: {zeros:.0%} zeros, plm-edge bench {' '.join(words)}\n", flush=True)
             program = [sys.executable, "-c", "from plm_edge.cli import main; main()"]
