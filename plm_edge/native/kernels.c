@@ -126,10 +126,10 @@ void plm_tiles_of_one(const plm_isa *isa, const plm_matrix *w, int32_t first, in
     const int32_t four = 4 * PLM_TILE;
     plm_tile *tile = plm_tile_of(isa, w->format, x);
     int32_t r = first;
-    for (; isa->four_tiles[w->format] && tile == isa->tile[w->format] && r + four <= last; r += four, y += four) {
-        const uint8_t *tiles = w->data + r / PLM_TILE * bytes;
-        int32_t rows_on = (r + 2 * four <= last ? r + four : next) - r;
-        isa->four_tiles[w->format](tiles, w->cols, x, y, tiles + rows_on / PLM_TILE * bytes);
+    /* From x->q, for activations of bytes too: they give the same bits, and memory is what a step waits for. */
+    for (; isa->four_tiles[w->format] && r + four <= last; r += four, y += four) {
+        int32_t then = r + 2 * four <= last ? r + four : next < w->rows ? next : r; /* nothing past the matrix */
+        isa->four_tiles[w->format](w->data + r / PLM_TILE * bytes, w->cols, x, y, w->data + then / PLM_TILE * bytes);
     }
     for (; r < last; r += PLM_TILE, y += PLM_TILE) {
         float out[PLM_TILE];

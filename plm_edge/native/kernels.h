@@ -30,8 +30,8 @@ static inline int64_t plm_tile_bytes(int format, int32_t cols) {
 /* Formats of superblocks. */
 static inline int plm_is_super(int format) { return format >= PLM_Q4_K; }
 
-/* Asks memory for the share of outputs o .. o + PLM_SHARE. For an o in between, nothing. Always inlined: gcc takes a function
- * that only prefetches for one that does nothing, and drops its calls. */
+/* Asks memory for the share of outputs o .. o + PLM_SHARE. For an o in between, nothing. Always inlined: gcc takes a
+ * function that only prefetches for one that does nothing, and drops its calls. */
 static inline __attribute__((always_inline)) void plm_ask(const plm_ahead *next, int32_t o) {
     enum { SECOND_CACHE = 2, FIRST_CACHE = 3 };
     if (o % PLM_SHARE || !next->rows) return;
@@ -55,7 +55,7 @@ static inline plm_tile *plm_tile_of(const plm_isa *isa, int format, const plm_ve
 }
 
 /* y (last - first) = rows first .. last of w, in tiles, times one token. `next`: the row with which this thread will
- * probably go on; it may lie past the end. */
+ * probably go on; past the end of w it says nothing. */
 void plm_tiles_of_one(const plm_isa *isa, const plm_matrix *w, int32_t first, int32_t last, const plm_vectors *x,
                       float *y, int32_t next);
 
