@@ -107,16 +107,21 @@ class OnnxSession(AnySession):
         no signal: a Ctrl-C would wait.
         """
         errors: list[Exception | None] = []
-        done = threading.Event()
+        begin, done = threading.Event(), threading.Event()
 
         def run() -> None:
+            begin.wait()  # a signal during start() leaves it here, and our buffers alone
             errors.append(self._called(binding))
             done.set()
 
         stopped: BaseException | None = None
-        threading.Thread(target=run, name="onnxruntime").start()
+        try:
+            threading.Thread(target=run, name="onnxruntime", daemon=True).start()
+        except RuntimeError:  # the system gives no more threads: a Ctrl-C waits
+            return self._called(binding)
         while not done.is_set():
             try:
+                begin.set()
                 done.wait()  # not join, which takes an interrupted wait for the thread's end
             except BaseException as why:  # of a signal's handler
                 stopped = why
