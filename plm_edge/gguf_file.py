@@ -129,8 +129,8 @@ def _map(fd: int, size: int, path: Path) -> mmap.mmap:
             f"{path.name}: expected {size / 2**20:,.0f} MiB of addresses to map the file, the "
             "system allows less; raise the limit (ulimit -v) or export a smaller --quant"
         ) from None
-    # A decode step meets every page of a model once, and looks up where each lies: where Linux
-    # reads the file in pages of 2 MiB, a step of PLM-1.8B's shape took 34.1 ms instead of 36.4.
+    # A decode step meets every page of a model once, and looks up where each lies: fewer and larger
+    # ones make it faster (docs/decisions.md).
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             mapped.madvise(mmap.MADV_HUGEPAGE)

@@ -38,9 +38,8 @@ class MappedWeight:
         return int(self.data.nbytes)
 
 
-_HOLDS_ROWS = (
-    48 << 10
-)  # bytes of a first cache that holds the rows of two groups: docs/decisions.md
+# Bytes of a first cache that holds the rows of two groups: docs/decisions.md.
+_HOLDS_ROWS = 48 << 10
 
 
 @dataclass

@@ -124,9 +124,10 @@ static inline void add_block(const uint8_t *quants, int format, float factor, __
     for (int k = 0; k < 2; k++) sum[k] = _mm512_add_ps(sum[k], _mm512_mul_ps(_mm512_set1_ps(factor), v[k]));
 }
 
-/* The scales of the first blocks of a row, `of_words(format)` of them, those behind are others: their words lie in the
- * first 128 bytes. One by one they would take as long as the products. */
+/* How many blocks of a row have their scales in its next 128 bytes, and are longer than these, so nothing is read past
+ * them. */
 static inline int of_words(int format) { return format == PLM_Q8_0 ? 4 : 8; }
+/* Those scales; the lanes behind mean nothing. One by one they would take as long as the products. */
 static inline __m256 first_scales(const uint8_t *w, int format) {
     const __m512i first = _mm512_cvtepi8_epi16(_mm256_setr_epi8(0, 9, 18, 27, 36, 45, 54, 63, 0, 0, 0, 0, 0, 0, 0, 0, 0,
                                                                0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0));
@@ -141,7 +142,7 @@ INLINED void add_blocks(const uint8_t *w, int64_t bytes, int32_t rows, int n, co
                         const uint8_t *ask) {
     const int size = format == PLM_Q8_0 ? 34 : 18;
     for (int b = 0; b < n; b++, w += size) {
-        ask_ahead(ask + 8 * b * size, 8 * size);
+        if (rows == 8) ask_ahead(ask + 8 * b * size, 8 * size); /* fewer are the last ones */
         float *to = y + b * PLM_BLOCK;
         __m512 sum[2] = {_mm512_loadu_ps(to), _mm512_loadu_ps(to + 16)};
         for (int32_t r = 0; r < rows; r++) add_block(w + 2 + r * bytes, format, factors[8 * r + b], sum);

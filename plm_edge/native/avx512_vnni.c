@@ -3,10 +3,9 @@
  * works on floats. The same bits as the scalar set wherever avx2.c gives them. */
 #include "avx512.h"
 
-enum { SOON = 2048 }; /* bytes */
+enum { SOON = 2048 }; /* bytes: AHEAD for each of several tiles, of which each needs less of a lead */
 
-/* Ask memory for the `n` bytes behind `at` of each of N tiles, SOON before their use: of more streams at once each needs
- * less of a lead. */
+/* Ask memory for `n` bytes of each of N tiles, AHEAD or SOON behind `at`; past their end, for those at `next`. */
 INLINED void ask_for(const uint8_t *w, int64_t bytes, int64_t at, int n, const uint8_t *next, int N) {
     const int64_t soon = at + (N == 1 ? AHEAD : SOON);
     const uintptr_t first = soon < bytes ? (uintptr_t)w + (uintptr_t)soon : (uintptr_t)next + (uintptr_t)(soon - bytes);

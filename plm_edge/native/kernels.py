@@ -308,7 +308,7 @@ def isa_table() -> dict[str, int]:
 
 
 def first_cache_bytes() -> int:
-    """Of a core's first cache for data; 0 where the system does not tell."""
+    """Bytes of a core's first cache for data; 0 where the system does not tell."""
     function = lib().plm_first_cache_bytes
     function.restype = ctypes.c_size_t
     return int(function())

@@ -91,9 +91,9 @@ typedef struct {
      */
     void (*tile[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                               int32_t stride);
-    /* y (64) = the rows of four tiles that lie behind each other times one token, the bits of `tile`. Meanwhile memory is
-     * asked for what they are about to read and, at their end, for as many tiles at `next`. NULL where that is no faster
-     * than one after the other. */
+    /* y (64) = the rows of four tiles that lie behind each other times one token, the bits of `tile`. Meanwhile memory
+     * is asked for what they are about to read and, at their end, for as many tiles at `next`. NULL where that is no
+     * faster than one after the other. */
     void (*four_tiles[PLM_FORMATS])(const uint8_t *tiles, int32_t cols, const plm_vectors *x, float *y,
                                     const uint8_t *next);
     /* `tile` from x->bytes; NULL where `tile` is all there is. */
@@ -388,13 +388,13 @@ PLM_API int plm_isa_runs(const plm_isa *isa);
 /* The set whose kernels do a token's products of that format: isa, or the earlier one that it takes them from. */
 PLM_API const plm_isa *plm_isa_for(const plm_isa *isa, int format);
 
-/* Of a core's first cache for data; 0 where the system does not tell. */
+/* Bytes of a core's first cache for data; 0 where the system does not tell. */
 PLM_API size_t plm_first_cache_bytes(void);
 
 /* ---- the bandwidth of memory (bandwidth.c) ---- */
 
-/* Reads `bytes` of data, in whole lines of 64. Returns the sum of the first 64-bit word of each, so that every line must
- * be read. */
+/* Reads `bytes` of data, in whole lines of 64. Returns the sum of the first 64-bit word of each, so that every line
+ * must be read. */
 PLM_API uint64_t plm_read(const uint8_t *data, size_t bytes);
 
 /* ---- the pool ---- */
