@@ -79,7 +79,8 @@ def main() -> None:
     for run in args.runs or ["alone"]:
         for zeros, layout, options in RUNS[run]:
             made = model(zeros)
-            path = made if layout == "latent" else in_layout(made, layout)
+            # The folder, a bundle of that layout: a bare file would be laid out for this machine.
+            path = made if layout == "latent" else in_layout(made, layout).parent
             for other in ("plm", "deepseek2") if "--vs" in options else ():
                 in_layout(made, other)
             read_anew()
