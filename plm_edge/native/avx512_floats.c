@@ -126,15 +126,14 @@ static inline void add_block(const uint8_t *quants, int format, float factor, __
 
 /* How many blocks of a row have their scales in its next 128 bytes, and are longer than these, so nothing is read past
  * them. */
-static inline int of_words(int format) { return format == PLM_Q8_0 ? 4 : 8; }
+static inline int scales_at_once(int format) { return format == PLM_Q8_0 ? 4 : 8; }
+
 /* Those scales; the lanes behind mean nothing. One by one they would take as long as the products. */
 static inline __m256 first_scales(const uint8_t *w, int format) {
-    const __m512i first = _mm512_cvtepi8_epi16(_mm256_setr_epi8(0, 9, 18, 27, 36, 45, 54, 63, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                                                               0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0));
-    const __m512i other = _mm512_cvtepi8_epi16(_mm256_setr_epi8(0, 17, 34, 51, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                                                               0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0));
-    __m512i words = _mm512_permutex2var_epi16(load64(w), format == PLM_Q8_0 ? other : first, load64(w + 64));
-    return _mm256_cvtph_ps(_mm512_castsi512_si128(words));
+    const __m128i words = format == PLM_Q8_0 ? _mm_setr_epi16(0, 17, 34, 51, 0, 0, 0, 0)
+                                             : _mm_setr_epi16(0, 9, 18, 27, 36, 45, 54, 63);
+    __m512i found = _mm512_permutex2var_epi16(load64(w), _mm512_castsi128_si512(words), load64(w + 64));
+    return _mm256_cvtph_ps(_mm512_castsi512_si128(found));
 }
 
 /* y (32 n) += `rows` rows, `bytes` apart, of n blocks, factors (rows, 8) of them: sums are loaded and stored once. */
@@ -153,7 +152,7 @@ INLINED void add_blocks(const uint8_t *w, int64_t bytes, int32_t rows, int n, co
 /* Eight rows at a time. */
 INLINED void add_int_rows(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y, int format) {
     const int64_t bytes = plm_row_bytes(format, n);
-    const int size = format == PLM_Q8_0 ? 34 : 18, step = of_words(format);
+    const int size = format == PLM_Q8_0 ? 34 : 18, step = scales_at_once(format);
     float factors[8 * 8];
     for (int32_t i = 0; i < count; i += 8, w += 8 * bytes) {
         const int32_t rows = count - i < 8 ? count - i : 8, blocks = n / PLM_BLOCK;
@@ -163,10 +162,7 @@ INLINED void add_int_rows(const uint8_t *w, int32_t n, const float *a, int32_t c
             for (int32_t r = 0; r < rows; r++)
                 _mm256_storeu_ps(factors + 8 * r,
                                  _mm256_mul_ps(first_scales(at + r * bytes, format), _mm256_set1_ps(a[i + r])));
-            if (rows == 8)
-                add_blocks(at, bytes, 8, step, factors, y + b * PLM_BLOCK, format, w + 8 * b * size);
-            else
-                add_blocks(at, bytes, rows, step, factors, y + b * PLM_BLOCK, format, w + 8 * b * size);
+            add_blocks(at, bytes, rows, step, factors, y + b * PLM_BLOCK, format, w + 8 * b * size);
         }
         for (; b < blocks; b++) {
             const uint8_t *at = w + b * size;

@@ -4,7 +4,8 @@
 
 #include <string.h>
 
-enum { STREAMS = 4, AHEAD = 2048 }; /* bytes: how far before its use a line of a stream is asked for */
+enum { STREAMS = 4 };
+enum { AHEAD = 2048 }; /* bytes: how far before its use a line of a stream is asked for */
 
 static uint64_t first_word(const uint8_t *line) {
     uint64_t word;
