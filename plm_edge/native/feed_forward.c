@@ -60,7 +60,7 @@ static void fire_up(const plm_fire *a, int32_t first, int32_t last) {
     float h[PLM_FEW * PLM_TILE];
     if (tokens == 1) {
         float *h1 = a->h + first;
-        plm_tiles_of_one(a->isa, &a->up, first, last, &a->x, h1, last);
+        plm_tiles_of_one(a->isa, &a->up, first, last, &a->x, h1, a->up.rows); /* it goes on with `down` */
         for (int32_t i = 0; i < last - first; i++) h1[i] = plm_squared_relu(h1[i]);
         return;
     }
