@@ -76,7 +76,7 @@ def export(
     fitted to a text; `bits` then mixes formats, so many bits a weight at most. `files`: a GGUF
     file, ONNX files, or both. `force` replaces an earlier bundle.
     """
-    files.check(calibration is not None, layout, cache_type)
+    files.check(screened=calibration is not None, layout=layout, cache_type=cache_type)
     profile, found = devices.load(target), resolve_model(model)
 
     def write(
