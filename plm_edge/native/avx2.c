@@ -36,34 +36,63 @@ void avx2_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_
     for (int64_t t = 0; t < tokens; t++) tile_float(w, cols, x->f + t * cols, y + t * stride, PLM_BF16);
 }
 
-static void one_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
-    __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 288) {
-        ask_ahead(w, 288);
-        uint8_t top[PLM_BLOCK], bottom[PLM_BLOCK];
-        split_block(x->q + b * PLM_BLOCK, top, bottom);
+/* Left to itself gcc 12 takes sums of the loop out of their registers. */
+static inline __m256i in_place(__m256i sum) {
+    __asm__("" : "+x"(sum));
+    return sum;
+}
 
-        __m256i tops[2], bottoms[2]; /* of rows 0..7 and 8..15 */
-        for (int i = 0; i < 2; i++) tops[i] = _mm256_setzero_si256(), bottoms[i] = _mm256_set1_epi16(BOTTOM);
-#pragma GCC unroll 1 /* unrolled, the sums no longer fit into registers */
-        for (int g = 0; g < 4; g++) {
-            __m256i top_low = four_bytes(top + 4 * g), top_high = four_bytes(top + 16 + 4 * g);
-            __m256i bottom_low = four_bytes(bottom + 4 * g), bottom_high = four_bytes(bottom + 16 + 4 * g);
-            for (int i = 0; i < 2; i++) {
-                __m256i v = load32(w + 32 + 64 * g + 32 * i), low = nibbles_low(v), high = nibbles_high(v);
-                tops[i] = add_products(add_products(tops[i], low, top_low), high, top_high);
-                bottoms[i] = add_products(add_products(bottoms[i], bottom_low, low), bottom_high, high);
-            }
-        }
-        for (int i = 0; i < 2; i++) {
-            __m256i sum = _mm256_set1_epi32(-8 * x->sum[b] - 2 * BOTTOM);
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(tops[i], _mm256_set1_epi16(256)));
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(bottoms[i], _mm256_set1_epi16(1)));
-            sums[i] = add_scaled(sums[i], sum, w + 16 * i, x->scale[b]);
+/* H halves (8 rows) of the tiles at `block`, one block of them. tops: four of a block's top bytes in every 32 bits, from
+ * memory, so that the sums of two tiles find room in registers. */
+static inline __attribute__((always_inline)) void halves_q4_0(const uint8_t *block, int64_t bytes, const __m256i *tops,
+                                                              const uint8_t *bottom, int32_t start, float scale,
+                                                              __m256 *y, int H) {
+    __m256i of_tops[4], of_bottoms[4];
+    for (int i = 0; i < H; i++) of_tops[i] = _mm256_setzero_si256(), of_bottoms[i] = _mm256_set1_epi16(BOTTOM);
+#pragma GCC unroll 1
+    for (int g = 0; g < 4; g++) {
+        const __m256i low_bottoms = four_bytes(bottom + 4 * g), high_bottoms = four_bytes(bottom + 16 + 4 * g);
+#pragma GCC unroll 4
+        for (int i = 0; i < H; i++) {
+            __m256i v = load32(block + i / 2 * bytes + 32 + 64 * g + 32 * (i % 2)), low = nibbles_low(v);
+            of_tops[i] = in_place(add_products(of_tops[i], low, tops[g]));
+            of_bottoms[i] = in_place(add_products(of_bottoms[i], low_bottoms, low));
+            __m256i high = nibbles_high(v);
+            of_tops[i] = in_place(add_products(of_tops[i], high, tops[4 + g]));
+            of_bottoms[i] = in_place(add_products(of_bottoms[i], high_bottoms, high));
         }
     }
-    _mm256_storeu_ps(y, sums[0]);
-    _mm256_storeu_ps(y + 8, sums[1]);
+    for (int i = 0; i < H; i++) {
+        __m256i sum = _mm256_add_epi32(_mm256_set1_epi32(start), _mm256_madd_epi16(of_tops[i], _mm256_set1_epi16(256)));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(of_bottoms[i], _mm256_set1_epi16(1)));
+        y[i] = add_scaled(y[i], sum, block + i / 2 * bytes + 16 * (i % 2), scale);
+    }
+}
+
+/* N tiles behind each other: of several streams memory answers more at once than of one. `next`: as in plm_isa. */
+static inline __attribute__((always_inline)) void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x,
+                                                             float *y, const uint8_t *next, int N) {
+    const int64_t bytes = plm_tile_bytes(PLM_Q4_0, cols);
+    __m256 out[8];
+    for (int i = 0; i < 2 * N; i++) out[i] = _mm256_setzero_ps();
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++) {
+        uint8_t top[PLM_BLOCK], bottom[PLM_BLOCK];
+        __m256i tops[8];
+        ask_tiles(w, bytes, b * 288, 288, next, N);
+        split_block(x->q + b * PLM_BLOCK, top, bottom);
+        for (int g = 0; g < 8; g++) tops[g] = four_bytes(top + 4 * g);
+        for (int i = 0; i < N; i += 2)
+            halves_q4_0(w + i * bytes + b * 288, bytes, tops, bottom, -8 * x->sum[b] - 2 * BOTTOM, x->scale[b],
+                        out + 2 * i, N == 1 ? 2 : 4);
+    }
+    for (int i = 0; i < 2 * N; i++) _mm256_storeu_ps(y + 8 * i, out[i]);
+}
+
+static void four_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next) {
+    tiles_q4_0(w, cols, x, y, next, 4);
+}
+static void four_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next) {
+    pairs_tiles_q8_0(w, cols, x, y, next, 4, add_in_two);
 }
 
 /* Activations of 8 bits: one product of bytes for a weight. Eight pairs of them fit 16 bits: 8 * 2 * 15 * 127 =
@@ -101,14 +130,14 @@ static void tile_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors
 
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
-        pairs_one_q8_0(w, cols, x, y, add_in_two);
+        pairs_tiles_q8_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q8_0, cols), 1, add_in_two);
     else
         avx2_several_q8_0(w, cols, x, tokens, y, stride, avx2_panel);
 }
 
 static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
-        one_q4_0(w, cols, x, y);
+        tiles_q4_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q4_0, cols), 1);
     else
         avx2_several_q4_0(w, cols, x, tokens, y, stride, avx2_panel);
 }
@@ -149,6 +178,7 @@ const plm_isa plm_avx2 = {
     .tile_of_bytes = {[PLM_Q4_0] = tile_of_bytes_q4_0},
     .tile = {avx2_tile_f32, avx2_tile_f16, avx2_tile_bf16, tile_q8_0, tile_q4_0, avx2_tile_q4_k,
              avx2_tile_q6_k},
+    .four_tiles = {[PLM_Q8_0] = four_q8_0, [PLM_Q4_0] = four_q4_0},
     .row = {avx2_row_f32, avx2_row_f16, avx2_row_bf16, row_q8_0, row_q4_0, avx2_row_q4_k, avx2_row_q6_k},
     .add_rows = {avx2_add_f32, avx2_add_f16, avx2_add_bf16, avx2_add_q8_0, avx2_add_q4_0, avx2_add_q4_k,
                  avx2_add_q6_k},

@@ -7,13 +7,26 @@
 
 #include <immintrin.h>
 
-enum { LINE = PLM_LINE, AHEAD = 4096 }; /* bytes: how far before their use weights are asked for */
+enum { LINE = PLM_LINE };
+/* Bytes: how far before their use weights are asked for. SOON: those of each of several tiles, which need less. */
+enum { AHEAD = 4096, SOON = 2048 };
 
 /* Ask memory for as many bytes as are used now, AHEAD of them: the CPU's own prefetcher stops at every page. Past the
  * end of the weights this does nothing, but the address must not be made as a pointer. Always inlined: see plm_ask. */
 static inline __attribute__((always_inline)) void ask_ahead(const uint8_t *w, int bytes) {
     const uintptr_t first = (uintptr_t)w + AHEAD;
     for (int at = 0; at < bytes; at += LINE) _mm_prefetch((const void *)(first + (unsigned)at), _MM_HINT_T0);
+}
+
+/* The same for `n` bytes of each of N tiles of `bytes`, of which those at `at` are used now; past their end, for those
+ * at `next`. */
+static inline __attribute__((always_inline)) void ask_tiles(const uint8_t *w, int64_t bytes, int64_t at, int n,
+                                                            const uint8_t *next, int N) {
+    const int64_t soon = at + (N == 1 ? AHEAD : SOON);
+    const uintptr_t first = soon < bytes ? (uintptr_t)w + (uintptr_t)soon : (uintptr_t)next + (uintptr_t)(soon - bytes);
+    for (int i = 0; i < N; i++)
+        for (int k = 0; k < n; k += LINE)
+            _mm_prefetch((const void *)(first + (uintptr_t)(i * bytes + k)), _MM_HINT_T0);
 }
 
 static inline __m256i load32(const void *p) { return _mm256_loadu_si256(p); }

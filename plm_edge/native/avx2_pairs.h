@@ -16,29 +16,35 @@ static inline __m256i add_in_two(__m256i sum, __m256i a, __m256i b) {
 
 /* ---- tiles: 16 rows interleaved, 4 consecutive values each ---- */
 
-/* One register is 4 rows by 4 values as int16; two sums a row are left, which the block's end adds. */
-INLINED void pairs_one_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, add_pairs *add) {
-    __m256 low = _mm256_setzero_ps(), high = low;
-    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 544) {
-        ask_ahead(w, 544);
-        __m256i sum[4];
-        for (int i = 0; i < 4; i++) sum[i] = _mm256_setzero_si256();
-        for (int g = 0; g < 8; g++) {
-            int64_t four;
-            memcpy(&four, x->q + b * PLM_BLOCK + 4 * g, sizeof four);
-            __m256i q = _mm256_set1_epi64x(four);
-            for (int i = 0; i < 4; i++) {
-                __m256i values = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w + 32 + 64 * g + 16 * i)));
-                sum[i] = add(sum[i], values, q);
+/* One register is 4 rows by 4 values as int16; two sums a row are left, which the block's end adds. N tiles behind each
+ * other: of several streams memory answers more at once than of one. `next`: as in plm_isa. */
+INLINED void pairs_tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next,
+                              int N, add_pairs *add) {
+    const int64_t bytes = plm_tile_bytes(PLM_Q8_0, cols);
+    __m256 out[8];
+    for (int i = 0; i < 2 * N; i++) out[i] = _mm256_setzero_ps();
+    for (int32_t b = 0; b < cols / PLM_BLOCK; b++) {
+        ask_tiles(w, bytes, b * 544, 544, next, N);
+        for (int i = 0; i < N; i++) {
+            const uint8_t *block = w + i * bytes + b * 544;
+            __m256i sum[4];
+            for (int k = 0; k < 4; k++) sum[k] = _mm256_setzero_si256();
+            for (int g = 0; g < 8; g++) {
+                int64_t four;
+                memcpy(&four, x->q + b * PLM_BLOCK + 4 * g, sizeof four);
+                __m256i q = _mm256_set1_epi64x(four);
+                for (int k = 0; k < 4; k++) {
+                    const uint8_t *at = block + 32 + 64 * g + 16 * k;
+                    sum[k] = add(sum[k], _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)at)), q);
+                }
+            }
+            for (int k = 0; k < 2; k++) {
+                __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[2 * k], sum[2 * k + 1]), 0xd8);
+                out[2 * i + k] = add_scaled(out[2 * i + k], sums, block + 16 * k, x->scale[b]);
             }
         }
-        __m256i first = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[0], sum[1]), 0xd8);
-        __m256i second = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[2], sum[3]), 0xd8);
-        low = add_scaled(low, first, w, x->scale[b]);
-        high = add_scaled(high, second, w + 16, x->scale[b]);
     }
-    _mm256_storeu_ps(y, low);
-    _mm256_storeu_ps(y + 8, high);
+    for (int i = 0; i < 2 * N; i++) _mm256_storeu_ps(y + 8 * i, out[i]);
 }
 
 /* ---- plain ggml rows ---- */

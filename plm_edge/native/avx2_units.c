@@ -38,7 +38,7 @@ void avx2_units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t un
 
 /* Sums of the 64 outputs whose bytes lie at `at` in every row, or of 32 where that is all there is. Register i has
  * outputs 4 i .. 4 i + 3 of the first 32 below, of the second 32 above. Units first .. first + count - 1: at most 16,
- * as many as 16-bit sums can hold (see one_q4_0). */
+ * as many as 16-bit sums can hold (see BOTTOM). */
 static inline __attribute__((always_inline)) void sum_q4_0(const fired *f, int first, int count, int64_t at, int both,
                                                            __m256i *sum) {
     __m256i top[4], bottom[4];

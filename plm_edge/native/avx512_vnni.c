@@ -3,17 +3,6 @@
  * works on floats. The same bits as the scalar set wherever avx2.c gives them. */
 #include "avx512.h"
 
-enum { SOON = 2048 }; /* bytes: AHEAD for each of several tiles, of which each needs less of a lead */
-
-/* Ask memory for `n` bytes of each of N tiles, AHEAD or SOON behind `at`; past their end, for those at `next`. */
-INLINED void ask_for(const uint8_t *w, int64_t bytes, int64_t at, int n, const uint8_t *next, int N) {
-    const int64_t soon = at + (N == 1 ? AHEAD : SOON);
-    const uintptr_t first = soon < bytes ? (uintptr_t)w + (uintptr_t)soon : (uintptr_t)next + (uintptr_t)(soon - bytes);
-    for (int i = 0; i < N; i++)
-        for (int k = 0; k < n; k += LINE)
-            _mm_prefetch((const void *)(first + (uintptr_t)(i * bytes + k)), _MM_HINT_T0);
-}
-
 /* ---- tiles: 16 rows interleaved, 4 consecutive values each: a register is 4 values of all rows ---- */
 
 /* N tiles behind each other: of several streams memory answers more at once than of one. `next`: as in plm_isa. */
@@ -22,7 +11,7 @@ INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
     __m512 out[4];
     for (int i = 0; i < N; i++) out[i] = _mm512_setzero_ps();
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++) {
-        ask_for(w, bytes, b * 288, 288, next, N);
+        ask_tiles(w, bytes, b * 288, 288, next, N);
         __m512i q = load64(x->q + b * PLM_BLOCK), tops[4], bottoms[4];
         uint8_t top[PLM_BLOCK], bottom[PLM_BLOCK];
         _mm256_storeu_si256((void *)bottom, _mm512_cvtepi16_epi8(q));
@@ -52,7 +41,7 @@ INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
     __m512 out[4];
     for (int i = 0; i < N; i++) out[i] = _mm512_setzero_ps();
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++) {
-        ask_for(w, bytes, b * 544, 544, next, N);
+        ask_tiles(w, bytes, b * 544, 544, next, N);
         __m512i first[4], second[4];
         for (int i = 0; i < N; i++) first[i] = second[i] = _mm512_setzero_si512();
         const uint8_t *block = w + b * 544;
