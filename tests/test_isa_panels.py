@@ -123,12 +123,21 @@ def test_activations_of_8_bits_give_the_bits_of_16(name, fmt, cols, tokens):
     same_bits(got, one.tile_of_tokens(fmt, tile, x, most=BYTE))
     with pytest.raises(AssertionError):
         same_bits(got, one.tile_of_tokens(fmt, tile, x))  # 16 bits say more
-    extreme = np.sign(x) * np.float32(3)
-    packed.reshape(16, cols // 32, -1)[..., 2:] = 0xFF  # the largest sums
+
+
+@pytest.mark.parametrize(("name", "fmt", "cols"), cases_of("tile_of_bytes"))
+@pytest.mark.parametrize("weight", [0x00, 0xFF])
+@pytest.mark.parametrize("signs", [(1, 1), (-1, -1), (1, -1)])
+def test_the_largest_sums_of_activations_of_8_bits_do_not_overflow(name, fmt, cols, weight, signs):
+    packed, _ = random_rows(fmt, 16, cols)
+    packed.reshape(16, cols // 32, -1)[..., 2:] = weight
     tile = arrange("tile16x4", fmt, packed, cols)
+    four = np.float32([signs[0], signs[0], signs[1], signs[1]])  # a sum of 16 bits has two of them
+    x = 3 * np.tile(four, (5, cols // 4))
+    one = Primitives(name)
     same_bits(
-        one.tile_of_tokens(fmt, tile, extreme, most=BYTE, in_bytes=True),
-        one.tile_of_tokens(fmt, tile, extreme, most=BYTE),
+        one.tile_of_tokens(fmt, tile, x, most=BYTE, in_bytes=True),
+        one.tile_of_tokens(fmt, tile, x, most=BYTE),
     )
 
 

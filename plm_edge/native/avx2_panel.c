@@ -100,36 +100,51 @@ void avx2_several_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int
 
 /* ---- activations of 8 bits: bytes of 16 rows, four columns each, as a tile has them ---- */
 
-enum { BYTES_BLOCK = PLM_BLOCK * PLM_TILE };
+enum { BYTES_CHUNK = 16, BYTES_BLOCK = PLM_BLOCK * PLM_TILE, TOKENS = 4 }; /* blocks unpacked at a time: 8 KB */
 
-/* n blocks for R tokens: x begins with them. */
-static inline __attribute__((always_inline)) void rows_of_bytes(const uint8_t *bytes, const float *scales, int32_t n,
-                                                                const plm_vectors *x, int32_t cols, float *y,
-                                                                int32_t stride, int R) {
-    const int32_t x_blocks = cols / PLM_BLOCK;
-    for (int32_t b = 0; b < n; b++, bytes += BYTES_BLOCK, scales += PLM_TILE) {
-        __m256i sum[4][2];
-        for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-#pragma GCC unroll 2
-        for (int g = 0; g < PLM_BLOCK / 4; g++) {
-            __m256i low = load32(bytes + 64 * g), high = load32(bytes + 64 * g + 32);
-            for (int r = 0; r < R; r++) {
-                __m256i q = four_bytes(x->bytes + (int64_t)r * cols + b * PLM_BLOCK + 4 * g);
-                sum[r][0] = add_products(sum[r][0], low, q);
-                sum[r][1] = add_products(sum[r][1], high, q);
-            }
+/* The exact sums of one block for R tokens. 16 products fit 16 bits: 16 * 15 * 127 = 30,480. The weights are raised
+ * by 8, so 8 times the sum of q comes off, all of it in the second of each pair of sums: there each q counts at most 8
+ * times at every step, 32 * 8 * 127 = 32,512. All has the other sign, which madd turns at no cost. */
+INLINED void byte_sums(const uint8_t *bytes, const int8_t *q, int32_t cols, const int32_t *q_sum, __m256i (*whole)[2],
+                       int R) {
+    const int64_t x_blocks = cols / PLM_BLOCK;
+    __m256i sum[TOKENS][2];
+    for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_slli_epi32(four_bytes(q_sum + r * x_blocks), 16 + 3);
+#pragma GCC unroll 8
+    for (int g = 0; g < PLM_BLOCK / 4; g++) {
+        __m256i low = load32(bytes + 64 * g), high = load32(bytes + 64 * g + 32);
+        for (int r = 0; r < R; r++) {
+            __m256i four = four_bytes(q + (int64_t)r * cols + 4 * g);
+            sum[r][0] = _mm256_sub_epi16(sum[r][0], _mm256_maddubs_epi16(low, four));
+            sum[r][1] = _mm256_sub_epi16(sum[r][1], _mm256_maddubs_epi16(high, four));
+            __asm__("" : "+x"(sum[r][0]), "+x"(sum[r][1])); /* gcc 12 would spill them */
         }
+    }
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < 2; i++) whole[r][i] = _mm256_madd_epi16(sum[r][i], _mm256_set1_epi16(-1));
+}
+
+/* n blocks for R tokens: x begins with them. First the sums of all blocks, then what they come to: the results of both
+ * at once would not fit the registers. */
+INLINED void rows_of_bytes(const uint8_t *bytes, const float *scales, int32_t n, const plm_vectors *x, int32_t cols,
+                           float *y, int32_t stride, int R) {
+    const int64_t x_blocks = cols / PLM_BLOCK;
+    __m256i sums[BYTES_CHUNK][TOKENS][2];
+    __m256 out[TOKENS][2];
+    for (int32_t b = 0; b < n; b++)
+        byte_sums(bytes + b * BYTES_BLOCK, x->bytes + b * PLM_BLOCK, cols, x->sum + b, sums[b], R);
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < 2; i++) out[r][i] = _mm256_loadu_ps(y + (int64_t)r * stride + 8 * i);
+    for (int32_t b = 0; b < n; b++, scales += PLM_TILE)
         for (int r = 0; r < R; r++)
             for (int i = 0; i < 2; i++) {
-                float *at = y + (int64_t)r * stride + 8 * i;
-                __m256i whole = _mm256_madd_epi16(sum[r][i], _mm256_set1_epi16(1));
-                whole = _mm256_add_epi32(whole, _mm256_set1_epi32(-8 * x->sum[r * x_blocks + b]));
                 __m256 x_factor = _mm256_set1_ps(x->scale[r * x_blocks + b]);
                 __m256 factor = _mm256_mul_ps(_mm256_loadu_ps(scales + 8 * i), x_factor);
-                __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(whole), factor);
-                _mm256_storeu_ps(at, _mm256_add_ps(_mm256_loadu_ps(at), product));
+                __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[b][r][i]), factor);
+                out[r][i] = _mm256_add_ps(out[r][i], product);
             }
-    }
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < 2; i++) _mm256_storeu_ps(y + (int64_t)r * stride + 8 * i, out[r][i]);
 }
 
 static void unpack_bytes(const uint8_t *w, uint8_t *bytes, float *scales) {
@@ -145,11 +160,11 @@ static void unpack_bytes(const uint8_t *w, uint8_t *bytes, float *scales) {
 void avx2_several_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                                 int32_t stride) {
     const int32_t blocks = cols / PLM_BLOCK;
-    _Alignas(PLM_LINE) uint8_t bytes[CHUNK * BYTES_BLOCK];
-    _Alignas(PLM_LINE) float scales[CHUNK * PLM_TILE];
+    _Alignas(PLM_LINE) uint8_t bytes[BYTES_CHUNK * BYTES_BLOCK];
+    _Alignas(PLM_LINE) float scales[BYTES_CHUNK * PLM_TILE];
     for (int64_t t = 0; t < tokens; t++) memset(y + t * stride, 0, PLM_TILE * sizeof *y);
-    for (int32_t b = 0; b < blocks; b += CHUNK) {
-        int32_t n = blocks - b < CHUNK ? blocks - b : CHUNK;
+    for (int32_t b = 0; b < blocks; b += BYTES_CHUNK) {
+        int32_t n = blocks - b < BYTES_CHUNK ? blocks - b : BYTES_CHUNK;
         for (int32_t i = 0; i < n; i++, w += 288) {
             ask_ahead(w, 288);
             unpack_bytes(w, bytes + i * BYTES_BLOCK, scales + i * PLM_TILE);
@@ -159,9 +174,9 @@ void avx2_several_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vector
             const plm_vectors at = {
                 .bytes = x->bytes + first * PLM_BLOCK, .scale = x->scale + first, .sum = x->sum + first};
             float *to = y + (int64_t)t * stride;
-            const int32_t R = tokens - t < 4 ? 1 : 4;
-            if (R == 4)
-                rows_of_bytes(bytes, scales, n, &at, cols, to, stride, 4);
+            const int32_t R = tokens - t < TOKENS ? 1 : TOKENS;
+            if (R == TOKENS)
+                rows_of_bytes(bytes, scales, n, &at, cols, to, stride, TOKENS);
             else
                 rows_of_bytes(bytes, scales, n, &at, cols, to, stride, 1);
             t += R;

@@ -106,8 +106,8 @@ static void tile_of_bytes(int format, int32_t cols, int32_t tokens, int quant) {
 }
 
 static void tiles_of_bytes(int format) {
-    static const int32_t cols[] = {32, 96, 288}, tokens[] = {1, 2, 4, 7, 8, 17};
-    for (int i = 0; i < 3; i++)
+    static const int32_t cols[] = {32, 96, 288, 544}, tokens[] = {1, 2, 4, 7, 8, 17};
+    for (int i = 0; i < 4; i++)
         for (int k = 0; k < 6; k++) {
             tile_of_bytes(format, cols[i], tokens[k], -1);
             if (!bend) tile_of_bytes(format, cols[i], tokens[k], 0x00), tile_of_bytes(format, cols[i], tokens[k], 0xff);
