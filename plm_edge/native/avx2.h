@@ -113,12 +113,15 @@ static inline void add_float(const uint8_t *w, int32_t n, float a, float *y, int
     memcpy(y + c, end, (size_t)(n - c) * sizeof *y);
 }
 
-/* Halves without their signs are ordered as integers are. */
-static inline uint16_t largest_half(__m256i a, __m256i b) {
+/* Halves without their signs are ordered as integers are. The largest of 32 is among these eight. */
+static inline __m128i eight_largest(__m256i a, __m256i b) {
     const __m256i size = _mm256_set1_epi16(0x7fff);
     __m256i most = _mm256_max_epu16(_mm256_and_si256(a, size), _mm256_and_si256(b, size));
-    __m128i eight = _mm_max_epu16(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
-    __m128i least = _mm_minpos_epu16(_mm_xor_si128(eight, _mm_set1_epi16(-1)));
+    return _mm_max_epu16(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+}
+
+static inline uint16_t largest_half(__m256i a, __m256i b) {
+    __m128i least = _mm_minpos_epu16(_mm_xor_si128(eight_largest(a, b), _mm_set1_epi16(-1)));
     return (uint16_t)~_mm_cvtsi128_si32(least);
 }
 

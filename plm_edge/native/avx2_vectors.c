@@ -82,9 +82,11 @@ void avx2_exps(float *x, int32_t n) {
     for (; i < n; i++) x[i] = plm_exp(x[i]);
 }
 
-static inline __m256 round_to_q(__m256 x, __m256 inverse, __m256 most) {
-    x = _mm256_max_ps(_mm256_mul_ps(x, inverse), _mm256_sub_ps(_mm256_setzero_ps(), most));
-    return _mm256_min_ps(x, most);
+/* x is at most what `inverse` was made of, so nothing rounds to more than PLM_LARGEST. */
+static inline __m256i whole_of(__m256 x, __m256 inverse) { return _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)); }
+
+static inline void store_words(__m256i low, __m256i high, int16_t *q) {
+    _mm256_storeu_si256((void *)q, _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8));
 }
 
 void avx2_pack(const float *x, int32_t cols, float most_q, int16_t *q, float *scale, int32_t *sum) {
@@ -108,32 +110,61 @@ void avx2_pack(const float *x, int32_t cols, float most_q, int16_t *q, float *sc
         __m256 inverse = _mm256_set1_ps(most_q / most);
         __m256i whole_numbers[4], total = _mm256_setzero_si256();
         for (int i = 0; i < 4; i++) {
-            whole_numbers[i] = _mm256_cvtps_epi32(round_to_q(v[i], inverse, _mm256_set1_ps(most_q)));
+            whole_numbers[i] = whole_of(v[i], inverse);
             total = _mm256_add_epi32(total, whole_numbers[i]);
         }
-        for (int i = 0; i < 2; i++) {
-            __m256i both = _mm256_packs_epi32(whole_numbers[2 * i], whole_numbers[2 * i + 1]);
-            _mm256_storeu_si256((void *)(q + 16 * i), _mm256_permute4x64_epi64(both, 0xd8));
-        }
+        for (int i = 0; i < 2; i++) store_words(whole_numbers[2 * i], whole_numbers[2 * i + 1], q + 16 * i);
         if (sum) sum[b] = sum8_int(total);
     }
 }
 
+static inline void round_halves(const uint16_t *x, __m256 inverse, int16_t *q) {
+    for (int i = 0; i < PLM_BLOCK; i += 16)
+        store_words(whole_of(load8(x + i, PLM_F16), inverse), whole_of(load8(x + i + 8, PLM_F16), inverse), q + i);
+}
+
+static void pack_block_of_halves(const uint16_t *x, float most_q, int16_t *q, float *scale) {
+    uint16_t bits = largest_half(load32(x), load32(x + 16));
+    float most = _cvtsh_ss(bits);
+    if (bits == 0 || bits >= 0x7c00) { /* zeros; or an infinity or a NaN, which the scale shows */
+        *scale = bits ? NAN : 0.0f;
+        memset(q, 0, PLM_BLOCK * sizeof *q);
+        return;
+    }
+    *scale = most / most_q;
+    round_halves(x, _mm256_set1_ps(most_q / most), q);
+}
+
+/* The largest of each of eight blocks. */
+static inline __m128i largest_of_blocks(const uint16_t *x) {
+    __m128i a[8], b[8];
+    for (int k = 0; k < 8; k++) a[k] = eight_largest(load32(x + k * PLM_BLOCK), load32(x + k * PLM_BLOCK + 16));
+    for (int k = 0; k < 4; k++)
+        b[k] = _mm_max_epu16(_mm_unpacklo_epi16(a[2 * k], a[2 * k + 1]), _mm_unpackhi_epi16(a[2 * k], a[2 * k + 1]));
+    for (int k = 0; k < 2; k++)
+        a[k] = _mm_max_epu16(_mm_unpacklo_epi32(b[2 * k], b[2 * k + 1]), _mm_unpackhi_epi32(b[2 * k], b[2 * k + 1]));
+    return _mm_max_epu16(_mm_unpacklo_epi64(a[0], a[1]), _mm_unpackhi_epi64(a[0], a[1]));
+}
+
+/* Eight blocks at a time, so that they share two divisions. */
 void avx2_pack_halves(const uint16_t *x, int32_t cols, float most_q, int16_t *q, float *scale) {
-    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, x += PLM_BLOCK, q += PLM_BLOCK) {
-        uint16_t bits = largest_half(load32(x), load32(x + 16));
-        float most = _cvtsh_ss(bits);
-        if (bits == 0 || bits >= 0x7c00) { /* zeros; or an infinity or a NaN, which the scale shows */
-            scale[b] = bits ? NAN : 0.0f;
-            memset(q, 0, PLM_BLOCK * sizeof *q);
+    const int32_t blocks = cols / PLM_BLOCK;
+    int32_t b = 0;
+    for (; b + 8 <= blocks; b += 8) {
+        __m128i bits = largest_of_blocks(x + b * PLM_BLOCK);
+        /* less 1, a 0 is the largest of all */
+        __m128i less = _mm_sub_epi16(bits, _mm_set1_epi16(1)), limit = _mm_set1_epi16(0x7c00 - 1);
+        if (_mm_movemask_epi8(_mm_cmpeq_epi16(_mm_max_epu16(less, limit), less))) {
+            for (int k = 0; k < 8; k++)
+                pack_block_of_halves(x + (b + k) * PLM_BLOCK, most_q, q + (b + k) * PLM_BLOCK, scale + b + k);
             continue;
         }
-        scale[b] = most / most_q;
-        __m256 inverse = _mm256_set1_ps(most_q / most), limit = _mm256_set1_ps(most_q);
-        for (int i = 0; i < PLM_BLOCK; i += 16) {
-            __m256i low = _mm256_cvtps_epi32(round_to_q(load8(x + i, PLM_F16), inverse, limit));
-            __m256i high = _mm256_cvtps_epi32(round_to_q(load8(x + i + 8, PLM_F16), inverse, limit));
-            _mm256_storeu_si256((void *)(q + i), _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8));
-        }
+        float inverse[8];
+        __m256 most = _mm256_cvtph_ps(bits), most_q8 = _mm256_set1_ps(most_q);
+        _mm256_storeu_ps(scale + b, _mm256_div_ps(most, most_q8));
+        _mm256_storeu_ps(inverse, _mm256_div_ps(most_q8, most));
+        for (int k = 0; k < 8; k++)
+            round_halves(x + (b + k) * PLM_BLOCK, _mm256_broadcast_ss(inverse + k), q + (b + k) * PLM_BLOCK);
     }
+    for (; b < blocks; b++) pack_block_of_halves(x + b * PLM_BLOCK, most_q, q + b * PLM_BLOCK, scale + b);
 }

@@ -89,19 +89,19 @@ static void exponentials(int32_t n) {
     drop(x), drop(want);
 }
 
-/* Blocks of halves of very different sizes; of the edges that are easy to get wrong one a block. */
-static void packed_halves(int32_t blocks, float most) {
+/* Blocks of halves of very different sizes; of the edges that are easy to get wrong one in every so many blocks. */
+static void packed_halves(int32_t blocks, int32_t every, float most) {
     static const uint16_t edges[] = {0x0000, 0x8000, 0x0001, 0x83ff, 0x7bff, 0xfbff, 0x7c00, 0xfc00, 0x7e00, 0xfe01};
     const int32_t n = blocks * PLM_BLOCK;
     guarded x = take((size_t)n * 2), q = take((size_t)n * 2), want_q = take((size_t)n * 2);
     guarded scale = take((size_t)blocks * 4), want = take((size_t)blocks * 4);
     uint16_t *halves = (uint16_t *)(void *)x.at;
     for (int32_t b = 0; b < blocks; b++) {
-        int edge = b < 20 ? edges[b / 2] : 0;
+        int32_t k = b % every == 0 && b / every < 20 ? b / every : -1;
         float size = ldexpf(1.0f, below(24) - 14);
         for (int32_t i = 0; i < PLM_BLOCK; i++) { /* every value, then one in the middle of others */
-            int here = b < 20 && (b % 2 == 0 || i == 17);
-            halves[b * PLM_BLOCK + i] = here ? (uint16_t)edge : plm_to_f16(size * symmetric());
+            int here = k >= 0 && (k % 2 == 0 || i == 17);
+            halves[b * PLM_BLOCK + i] = here ? edges[k / 2] : plm_to_f16(size * symmetric());
         }
     }
     plm_scalar.pack_halves(halves, n, most, integers(want_q), values(want));
@@ -117,5 +117,6 @@ void panels(void) {
     all_panels();
     for (int i = 0; i < 12; i++) weighed(sizes[i]), exponentials(sizes[i]);
     for (int32_t blocks = 1; blocks <= 61; blocks += 20)
-        packed_halves(blocks, PLM_PANEL), packed_halves(blocks, PLM_LARGEST);
+        packed_halves(blocks, 1, PLM_PANEL), packed_halves(blocks, 1, PLM_LARGEST);
+    packed_halves(184, 9, PLM_PANEL); /* in each of eight places among ordinary blocks */
 }
