@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import CFUNCTYPE, Structure, c_char_p, c_float, c_int, c_int32, c_void_p
+from ctypes import CFUNCTYPE, Structure, c_char_p, c_float, c_int32, c_void_p
 
 import numpy as np
 
@@ -65,7 +65,6 @@ class IsaTable(Structure):
             (name, kind * len(FORMAT_CODES) if name in _BY_FORMAT else kind)
             for name, kind in _TYPES.items()
         ),
-        ("attends_in_floats", c_int),
     )
 
 

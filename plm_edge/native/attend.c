@@ -1,12 +1,11 @@
 /* Latent attention from the cached rows alone: ABSORB, ATTEND, UNABSORB.
  *
  * A cache of halves or bytes meets the queries in 16-bit integers with a scale for each block of 32 (plm_isa.panel); a
- * cache of floats in floats, and any cache where the set does that faster. */
+ * cache of floats in floats. */
 #include "attention.h"
 
 /* Room of ATTEND in floats, with the heads in lanes, 16 a group. */
 typedef struct {
-    float *rows;                  /* a block of the cache (32, rank + rope) */
     float *queries;               /* (groups, rank + rope, 16) */
     float *weights;               /* (32, 16) */
     float *most, *sum, *shrink;   /* (groups, 16), (groups, 16), (16) */
@@ -15,7 +14,6 @@ typedef struct {
 static size_t take_floats(float_room *w, uint8_t *base, const plm_attention *a) {
     plm_room r = {base, 0};
     size_t width = (size_t)a->rank + (size_t)a->rope, groups = plm_panels_of(a->heads);
-    w->rows = plm_take(&r, PLM_CONTEXT_BLOCK * width, sizeof(float));
     w->queries = plm_take(&r, groups * width * PLM_TILE, sizeof(float));
     w->weights = plm_take(&r, PLM_CONTEXT_BLOCK * PLM_TILE, sizeof(float));
     w->most = plm_take(&r, groups * PLM_TILE, sizeof(float));
@@ -123,7 +121,7 @@ static void attend_in_floats(const slice *s, uint8_t *scratch) {
     for (int32_t i = 0; i < groups * PLM_TILE; i++) w.most[i] = -INFINITY, w.sum[i] = 0.0f;
     for (int32_t at = s->first; at < s->last; at += PLM_CONTEXT_BLOCK) {
         int32_t rows = plm_min(PLM_CONTEXT_BLOCK, s->last - at);
-        const float *block = plm_float_rows(a, at, rows, w.rows);
+        const float *block = (const float *)(const void *)plm_cached_row(a, at);
         const uint8_t *next = at + rows < s->last ? plm_cached_row(a, at + rows) : NULL;
         for (int32_t g = 0; g < groups; g++) {
             int32_t h = g * PLM_TILE;
@@ -250,7 +248,7 @@ void plm_attend_item(const void *p, size_t item, int thread) {
     for (int32_t h = 0; h < a->heads; h++) s.most[h] = -INFINITY, s.sum[h] = 0.0f;
     if (s.first == s.last) return;
     memset(s.latent, 0, (size_t)a->heads * (size_t)plm_latent_width(a) * sizeof *s.latent);
-    if (plm_attends_in_floats(a))
+    if (plm_cache_is_float(a))
         attend_in_floats(&s, plm_scratch_of(a, thread));
     else
         attend_in_integers(&s, plm_scratch_of(a, thread));

@@ -10,9 +10,6 @@ enum { PLM_CONTEXT_BLOCK = PLM_BLOCK }; /* cached rows taken together: their wei
 static const float plm_ones[PLM_TILE] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 static inline int plm_cache_is_float(const plm_attention *a) { return a->stored == PLM_CACHE_F32; }
-static inline int plm_attends_in_floats(const plm_attention *a) {
-    return plm_cache_is_float(a) || a->isa->attends_in_floats;
-}
 static inline size_t plm_panels_of(int32_t lanes) { return plm_ceil_div((size_t)lanes, PLM_TILE); }
 
 /* A cached row as integers: the latent, then the rope key, each filled up to whole blocks with zeros. */

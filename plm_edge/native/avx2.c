@@ -1,7 +1,7 @@
 /* AVX2 with FMA and F16C. Integer formats and everything that works value by value give the bits of the scalar
  * set: the sums of a block are exact and the float steps are the same ones in the same order. Only `tile` and `row`
  * of float formats and `dot` add in another order, with fused steps. */
-#include "avx2_pairs.h"
+#include "avx2_blend.h"
 
 /* ---- tiles: 16 rows interleaved, 4 consecutive values each ---- */
 
@@ -173,6 +173,12 @@ static float row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
     return pairs_row(w, cols, x, PLM_Q4_0, add_in_two);
 }
 
+static void blend_words(const float *weights, const int16_t *x, const float *scales, int32_t stride, int32_t rows,
+                        int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride,
+                        const uint8_t *next) {
+    pairs_blend_words(weights, x, scales, stride, rows, n, shrink, lanes, y, y_stride, next, add_in_two);
+}
+
 const plm_isa plm_avx2 = {
     .name = "avx2",
     .tile_of_bytes = {[PLM_Q4_0] = tile_of_bytes_q4_0},
@@ -197,6 +203,6 @@ const plm_isa plm_avx2 = {
     .add = avx2_add,
     .widen = avx2_widen,
     AVX2_ATTENTION,
-    .attends_in_floats = 1,
+    .blend_words = blend_words,
 };
 

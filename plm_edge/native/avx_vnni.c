@@ -1,6 +1,6 @@
 /* AVX-VNNI: the registers of AVX2, and two instructions that add products of bytes or of pairs of 16-bit integers to
  * sums of 32 bits, which hold them exactly. The same bits as the scalar set wherever avx2.c gives them. */
-#include "avx2_pairs.h"
+#include "avx2_blend.h"
 
 /* Left to itself gcc 12 copies a sum to another register before and after every step of a loop. */
 static inline __m256i in_place(__m256i sum) {
@@ -138,6 +138,12 @@ static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t 
     add_nibbles(&f, w, o, 0, 1, y);
 }
 
+static void blend_words(const float *weights, const int16_t *x, const float *scales, int32_t stride, int32_t rows,
+                        int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride,
+                        const uint8_t *next) {
+    pairs_blend_words(weights, x, scales, stride, rows, n, shrink, lanes, y, y_stride, next, add_in_one);
+}
+
 const plm_isa plm_avx_vnni = {
     .name = "avx-vnni",
     .tile = {avx2_tile_f32, avx2_tile_f16, avx2_tile_bf16, tile_q8_0, tile_q4_0, avxvnni_tile_q4_k,
@@ -160,4 +166,5 @@ const plm_isa plm_avx_vnni = {
     .add = avx2_add,
     .widen = avx2_widen,
     AVX2_ATTENTION,
+    .blend_words = blend_words,
 };

@@ -173,7 +173,6 @@ typedef struct {
     void (*blend_words)(const float *weights, const int16_t *x, const float *scales, int32_t stride, int32_t rows,
                         int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride,
                         const uint8_t *next);
-    int attends_in_floats; /* whether that is faster than integers, for every type of cache */
 } plm_isa;
 
 extern const plm_isa plm_scalar;
@@ -249,8 +248,7 @@ typedef struct {
 } plm_remember;
 
 /* Geometry and operands that the attention kernels share. Rows of a cache of halves or bytes meet the queries as
- * 16-bit integers of PLM_PANEL with a scale for each block of 32, a cache of floats as floats; as floats too in ATTEND
- * where the set says so. kv_b (heads * (nope +
+ * 16-bit integers of PLM_PANEL with a scale for each block of 32, a cache of floats as floats. kv_b (heads * (nope +
  * v_head), rank) in ROWS: for each head nope rows of W_uk, then v_head rows of W_uv. scale: of the scores. */
 typedef struct {
     const plm_isa *isa;

@@ -1,0 +1,107 @@
+/* `blend_words` of the sets of 256 bits, with `add` as in avx2_pairs.h. */
+#ifndef PLM_AVX2_BLEND_H
+#define PLM_AVX2_BLEND_H
+
+#include "avx2_pairs.h"
+
+/* `rows` values of eight lanes as integers of at most `largest`, a pair of rows in 32 bits; beside the last row of an
+ * odd number lies 0. Returns the scales of the lanes. Integers and scales are those that `pack` makes of a lane. */
+static inline __m256 pairs_of_rows(const float *x, int64_t stride, __m256i lanes, int32_t rows, float largest,
+                                   int32_t *pairs) {
+    const __m256 sign = _mm256_set1_ps(-0.0f), most_q = _mm256_set1_ps(largest);
+    __m256 most = _mm256_setzero_ps(), whole = most;
+    for (int32_t r = 0; r < rows; r++) {
+        __m256 v = _mm256_maskload_ps(x + r * stride, lanes);
+        most = _mm256_max_ps(_mm256_andnot_ps(sign, v), most);
+        whole = _mm256_add_ps(whole, _mm256_sub_ps(v, v)); /* NaN where a value is NaN or infinite */
+    }
+    __m256 good = _mm256_cmp_ps(whole, whole, _CMP_ORD_Q);
+    good = _mm256_and_ps(good, _mm256_cmp_ps(most, _mm256_set1_ps(1e-30f), _CMP_GT_OQ));
+    __m256 inverse = _mm256_div_ps(most_q, most);
+    __m256i even = _mm256_setzero_si256();
+    for (int32_t r = 0; r < rows; r++) {
+        __m256 v = _mm256_mul_ps(_mm256_maskload_ps(x + r * stride, lanes), inverse);
+        __m256i w = _mm256_and_si256(_mm256_cvtps_epi32(v), _mm256_castps_si256(good));
+        even = r % 2 ? even : _mm256_and_si256(w, _mm256_set1_epi32(0xffff));
+        _mm256_storeu_si256((void *)(pairs + r / 2 * PLM_TILE),
+                            r % 2 ? _mm256_or_si256(even, _mm256_slli_epi32(w, 16)) : even);
+    }
+    return _mm256_add_ps(_mm256_div_ps(most, most_q), whole);
+}
+
+/* L <= 6 lanes of 16 columns, which begin at x and y; coefficients (pairs, 16) and factors from lane 0 of them. */
+INLINED void pairs_blend_columns(const int16_t *x, int64_t stride, int32_t pairs, const int32_t *coefficients,
+                                 const float *factors, const float *shrink, float *y, int64_t y_stride, int L,
+                                 add_pairs *add) {
+    __m256i sum[6][2]; /* 0: columns 0..3 and 8..11, 1: the others */
+    for (int l = 0; l < L; l++) sum[l][0] = sum[l][1] = _mm256_setzero_si256();
+    for (int32_t p = 0; p < pairs; p++, x += 2 * stride, coefficients += PLM_TILE) {
+        __m256i even = load32(x), odd = load32(x + stride);
+        __m256i low = _mm256_unpacklo_epi16(even, odd), high = _mm256_unpackhi_epi16(even, odd);
+#pragma GCC unroll 6
+        for (int l = 0; l < L; l++) {
+            __m256i both = _mm256_set1_epi32(coefficients[l]);
+            sum[l][0] = add(sum[l][0], low, both);
+            sum[l][1] = add(sum[l][1], high, both);
+        }
+    }
+    for (int l = 0; l < L; l++, y += y_stride)
+        for (int i = 0; i < 2; i++) {
+            __m256i sums = i ? _mm256_permute2x128_si256(sum[l][0], sum[l][1], 0x31)
+                             : _mm256_permute2x128_si256(sum[l][0], sum[l][1], 0x20);
+            __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_broadcast_ss(factors + l));
+            __m256 before = _mm256_mul_ps(_mm256_loadu_ps(y + 8 * i), _mm256_broadcast_ss(shrink + l));
+            _mm256_storeu_ps(y + 8 * i, _mm256_add_ps(before, product));
+        }
+}
+
+enum { SHARE = 6 }; /* lines of the next rows asked for by each group of lanes: with 512 columns all are */
+
+INLINED void pairs_blend_words(const float *weights, const int16_t *x, const float *scales, int32_t stride,
+                               int32_t rows, int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride,
+                               const uint8_t *next, add_pairs *add) {
+    enum { PAIRS = PLM_BLOCK / 2 };
+    int32_t of_rows[PAIRS][PLM_TILE], scale_of_rows[PAIRS][PLM_TILE], coefficients[PAIRS][PLM_TILE];
+    float factors[PLM_TILE], of_blocks[8];
+    /* Not made as pointers: cached rows narrower than halves end earlier. */
+    uintptr_t ahead = (uintptr_t)next, end = ahead ? ahead + (uintptr_t)(2 * rows * stride) : 0;
+    const int32_t pairs = (rows + 1) / 2, blocks = n / PLM_BLOCK;
+    __m256 of_lanes[2];
+    for (int i = 0; i < 2; i++)
+        of_lanes[i] = pairs_of_rows(weights + 8 * i, PLM_TILE, _mm256_set1_epi32(-1), rows, PLM_LARGEST,
+                                    of_rows[0] + 8 * i);
+    for (int32_t b = 0; b < blocks; b++) {
+        const int32_t k = b % 8;
+        if (k == 0) {
+            __m256i there = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            there = _mm256_cmpgt_epi32(_mm256_set1_epi32(blocks - b), there);
+            _mm256_storeu_ps(of_blocks, pairs_of_rows(scales + b, stride / PLM_BLOCK, there, rows, PLM_PANEL,
+                                                      scale_of_rows[0]));
+        }
+        for (int p = 0; p < pairs; p++) {
+            __m256i both = _mm256_set1_epi32(scale_of_rows[p][k]);
+            for (int i = 0; i < PLM_TILE; i += 8)
+                _mm256_storeu_si256((void *)(coefficients[p] + i), _mm256_mulhrs_epi16(load32(of_rows[p] + i), both));
+        }
+        for (int i = 0; i < 2; i++) {
+            __m256 factor = _mm256_mul_ps(of_lanes[i], _mm256_set1_ps(of_blocks[k]));
+            _mm256_storeu_ps(factors + 8 * i, _mm256_mul_ps(factor, _mm256_set1_ps(0x1p15f)));
+        }
+        for (int32_t c = b * PLM_BLOCK; c < (b + 1) * PLM_BLOCK; c += 16) {
+            int32_t l = 0;
+#define LANES(n)                                                                                                     \
+    for (; l + (n) <= lanes; l += (n)) {                                                                             \
+        for (int i = 0; i < SHARE && ahead < end; i++, ahead += LINE)                                                \
+            _mm_prefetch((const void *)ahead, _MM_HINT_T1);                                                          \
+        pairs_blend_columns(x + c, stride, pairs, coefficients[0] + l, factors + l, shrink + l,                      \
+                            y + (int64_t)l * y_stride + c, y_stride, (n), add);                                      \
+    }
+            LANES(6)
+            LANES(4)
+            LANES(1)
+#undef LANES
+        }
+    }
+}
+
+#endif
