@@ -48,10 +48,12 @@ const float *plm_float_rows(const plm_attention *a, int32_t first, int32_t n, fl
 }
 
 void plm_pack_part(const plm_isa *isa, const float *x, int32_t n, float *wide, int16_t *q, float *scale) {
-    int32_t whole = plm_whole_blocks(n);
-    memmove(wide, x, (size_t)n * sizeof *x);
-    memset(wide + n, 0, (size_t)(whole - n) * sizeof *x);
-    isa->pack(wide, whole, PLM_PANEL, q, scale, NULL);
+    int32_t whole = n / PLM_BLOCK * PLM_BLOCK, rest = n - whole;
+    isa->pack(x, whole, PLM_PANEL, q, scale, NULL);
+    if (rest == 0) return;
+    memmove(wide, x + whole, (size_t)rest * sizeof *x);
+    memset(wide + rest, 0, (size_t)(PLM_BLOCK - rest) * sizeof *x);
+    isa->pack(wide, PLM_BLOCK, PLM_PANEL, q + whole, scale + whole / PLM_BLOCK, NULL);
 }
 
 /* n halves as integers, filled up to whole blocks. */

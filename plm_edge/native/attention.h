@@ -54,7 +54,7 @@ plm_row_block plm_take_rows(plm_room *r, const plm_attention *a);
 const uint8_t *plm_cached_row(const plm_attention *a, int32_t at);
 /* Cached rows first .. first + n as floats (n, rank + rope): where they lie, or widened into `space`. */
 const float *plm_float_rows(const plm_attention *a, int32_t first, int32_t n, float *space);
-/* x (n) filled up to whole blocks in `wide`, then as integers of PLM_PANEL. */
+/* x (n), filled up to whole blocks with zeros, as integers of PLM_PANEL. wide: room for a block. */
 void plm_pack_part(const plm_isa *isa, const float *x, int32_t n, float *wide, int16_t *q, float *scale);
 /* Cached rows first .. first + n <= 32 as integers; the rest of the block is zeros. */
 void plm_integer_rows(const plm_attention *a, int32_t first, int32_t n, const plm_row_block *rows);
