@@ -1,6 +1,8 @@
 /* AVX2: vectors, added rows, packing. */
 #include "avx2.h"
 
+#include <float.h>
+
 static inline void add_float_rows(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y, int format) {
     for (int32_t i = 0; i < count; i++) add_float(w + (int64_t)i * n * size_of(format), n, a[i], y, format);
 }
@@ -89,21 +91,25 @@ static inline void store_words(__m256i low, __m256i high, int16_t *q) {
     _mm256_storeu_si256((void *)q, _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8));
 }
 
+/* The largest size in a block. Floats without their signs are ordered as integers are, infinity and NaN above all. */
+static inline float largest_float(const __m256 *v) {
+    const __m256i size = _mm256_set1_epi32(0x7fffffff);
+    __m256i most = _mm256_setzero_si256();
+    for (int i = 0; i < 4; i++) most = _mm256_max_epi32(most, _mm256_and_si256(size, _mm256_castps_si256(v[i])));
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    __m128i two = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(two, _mm_shuffle_epi32(two, 1))));
+}
+
 void avx2_pack(const float *x, int32_t cols, float most_q, int16_t *q, float *scale, int32_t *sum) {
-    const __m256 sign = _mm256_set1_ps(-0.0f);
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++, x += PLM_BLOCK, q += PLM_BLOCK) {
-        __m256 v[4], most8 = _mm256_setzero_ps(), whole8 = _mm256_setzero_ps();
-        for (int i = 0; i < 4; i++) {
-            v[i] = _mm256_loadu_ps(x + 8 * i);
-            most8 = _mm256_max_ps(_mm256_andnot_ps(sign, v[i]), most8);
-            whole8 = _mm256_add_ps(whole8, _mm256_sub_ps(v[i], v[i]));
-        }
-        __m128 most4 = _mm_max_ps(_mm256_castps256_ps128(most8), _mm256_extractf128_ps(most8, 1));
-        most4 = _mm_max_ps(most4, _mm_movehl_ps(most4, most4));
-        float most = _mm_cvtss_f32(_mm_max_ss(most4, _mm_movehdup_ps(most4))), whole = sum8(whole8);
-        scale[b] = most / most_q + whole;
+        __m256 v[4];
+        for (int i = 0; i < 4; i++) v[i] = _mm256_loadu_ps(x + 8 * i);
+        const float most = largest_float(v);
+        const int finite = most <= FLT_MAX;
+        scale[b] = finite ? most / most_q : NAN;
         if (sum) sum[b] = 0;
-        if (!(most > 1e-30f && whole == 0.0f)) {
+        if (!(finite && most > 1e-30f)) {
             memset(q, 0, PLM_BLOCK * sizeof *q);
             continue;
         }
