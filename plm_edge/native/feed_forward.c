@@ -235,6 +235,18 @@ size_t plm_down_items(const void *p) {
     return plm_ceil_div((size_t)a->down.rows, (size_t)outputs_of(a));
 }
 
+/* Asks memory for outputs first .. first + n of group g, a line or two of each row: no CPU guesses those. Always
+ * inlined: see plm_ask. */
+static inline __attribute__((always_inline)) void ask_for_outputs(const plm_matrix *down, int32_t g, int32_t first,
+                                                                  int32_t n) {
+    if (g * PLM_BLOCK >= down->cols || plm_is_super(down->format)) return;
+    const uint8_t *rows, *group = group_at(down, g, &rows);
+    const int64_t bytes = unit_bytes(down), begin = first * bytes / down->rows, end = (first + n) * bytes / down->rows;
+    for (int32_t i = 0; i < units_of(down, g); i++)
+        for (int64_t at = begin; at < end; at += PLM_LINE) __builtin_prefetch(rows + i * bytes + at);
+    for (int64_t at = 2 * first; group < rows && at < 2 * (first + n); at += PLM_LINE) __builtin_prefetch(group + at);
+}
+
 /* sum (T, n) += the units of a pair of groups that fired, for outputs first .. first + n. */
 static void down_floats(const plm_down *a, int32_t unit, int32_t first, int32_t n, float *sum) {
     int32_t tokens = a->step->n_tokens, g = unit / PLM_BLOCK;
@@ -242,6 +254,7 @@ static void down_floats(const plm_down *a, int32_t unit, int32_t first, int32_t 
     _Alignas(PLM_LINE) float w[PLM_PAIR * DOWN_OUTPUTS];
     widen_group(a->isa, &a->down, g, first, first + n, w);
     if (unit + PLM_BLOCK < a->down.cols) widen_group(a->isa, &a->down, g + 1, first, first + n, w + PLM_BLOCK * n);
+    for (int32_t next = g + 2; next < g + 4; next++) ask_for_outputs(&a->down, next, first, n);
     for (int32_t i = 0; i < tokens; i++, next_token(&f))
         a->isa->mix(f.floats, f.which, *f.count, w, n, sum + (int64_t)*f.token * n);
 }
