@@ -10,8 +10,15 @@ static inline size_t plm_ceil_div(size_t a, size_t b) { return (a + b - 1) / b; 
 static inline int32_t plm_min(int32_t a, int32_t b) { return a < b ? a : b; }
 static inline int32_t plm_whole_blocks(int32_t n) { return (n + PLM_BLOCK - 1) / PLM_BLOCK * PLM_BLOCK; }
 
-/* A NaN is not <= 0: it flows on and shows. */
-static inline float plm_squared_relu(float x) { return x <= 0.0f ? 0.0f : x * x; }
+/* max(x, 0)^2. A NaN is not <= 0: it flows on and shows. By its bits, since a compiler makes a branch of `x <= 0`, and
+ * which of the units fire no CPU can guess. */
+static inline float plm_squared_relu(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits &= (uint32_t)(x <= 0.0f) - 1;
+    memcpy(&x, &bits, sizeof x);
+    return x * x;
+}
 
 /* A half where it lies, at any address. */
 static inline float plm_half_at(const uint8_t *p) { return plm_f16((uint16_t)(p[0] | p[1] << 8)); }
