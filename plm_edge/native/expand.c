@@ -196,11 +196,14 @@ static int32_t seen_by(const plm_attention *a, int32_t t, int32_t at) {
 static void add_values(const plm_attention *a, int32_t at, int32_t t0, const expand_room *w) {
     int32_t T = a->step->n_tokens, values = value_width(a), blocks = values / PLM_BLOCK;
     for (int32_t b = 0; b < blocks; b++) {
-        for (int32_t t = t0; t < T; t++)
-            for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++)
-                w->scaled[t * PLM_CONTEXT_BLOCK + r] =
-                    r < seen_by(a, t, at) ? w->scores[t * PLM_CONTEXT_BLOCK + r] * w->value_scale[r * blocks + b]
-                                          : 0.0f;
+        float scale[PLM_CONTEXT_BLOCK];
+        for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++) scale[r] = w->value_scale[r * blocks + b];
+        for (int32_t t = t0; t < T; t++) {
+            const float *scores = w->scores + t * PLM_CONTEXT_BLOCK;
+            float *scaled = w->scaled + t * PLM_CONTEXT_BLOCK;
+            for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++) scaled[r] = scores[r] * scale[r];
+            for (int32_t r = seen_by(a, t, at); r < PLM_CONTEXT_BLOCK; r++) scaled[r] = 0.0f;
+        }
         a->isa->pack(w->scaled + t0 * PLM_CONTEXT_BLOCK, (T - t0) * PLM_CONTEXT_BLOCK, PLM_PANEL, w->weight,
                      w->weight_scale, NULL);
         for (int32_t i = b * PLM_BLOCK; i < (b + 1) * PLM_BLOCK; i += PLM_TILE)
