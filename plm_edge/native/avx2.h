@@ -7,21 +7,22 @@
 
 #include <immintrin.h>
 
+#define INLINED static inline __attribute__((always_inline)) /* so that what is constant in a call is so inside */
+
 enum { LINE = PLM_LINE };
 /* Bytes: how far before their use weights are asked for. SOON: those of each of several tiles, which need less. */
 enum { AHEAD = 4096, SOON = 2048 };
 
 /* Ask memory for as many bytes as are used now, AHEAD of them: the CPU's own prefetcher stops at every page. Past the
  * end of the weights this does nothing, but the address must not be made as a pointer. Always inlined: see plm_ask. */
-static inline __attribute__((always_inline)) void ask_ahead(const uint8_t *w, int bytes) {
+INLINED void ask_ahead(const uint8_t *w, int bytes) {
     const uintptr_t first = (uintptr_t)w + AHEAD;
     for (int at = 0; at < bytes; at += LINE) _mm_prefetch((const void *)(first + (unsigned)at), _MM_HINT_T0);
 }
 
 /* The same for `n` bytes of each of N tiles of `bytes`, of which those at `at` are used now; past their end, for those
  * at `next`. */
-static inline __attribute__((always_inline)) void ask_tiles(const uint8_t *w, int64_t bytes, int64_t at, int n,
-                                                            const uint8_t *next, int N) {
+INLINED void ask_tiles(const uint8_t *w, int64_t bytes, int64_t at, int n, const uint8_t *next, int N) {
     const int64_t soon = at + (N == 1 ? AHEAD : SOON);
     const uintptr_t first = soon < bytes ? (uintptr_t)w + (uintptr_t)soon : (uintptr_t)next + (uintptr_t)(soon - bytes);
     for (int i = 0; i < N; i++)
@@ -32,8 +33,21 @@ static inline __attribute__((always_inline)) void ask_tiles(const uint8_t *w, in
 static inline __m256i load32(const void *p) { return _mm256_loadu_si256(p); }
 static inline __m256 scales8(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
 static inline float scale_at(const uint8_t *p) { return _cvtsh_ss((uint16_t)(p[0] | p[1] << 8)); }
+/* 16 bytes in both halves. */
+static inline __m256i twice16(const void *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(p)); }
 static inline __m256i nibbles_low(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 static inline __m256i nibbles_high(__m256i v) { return nibbles_low(_mm256_srli_epi16(v, 4)); }
+
+/* The scales of eight blocks of a plain row. Each is two bytes longer than a power of two, so the scale of block k is
+ * word k of what lies k such powers behind w. */
+static inline __m256 eight_scales(const uint8_t *w, int format) {
+    const int step = format == PLM_Q8_0 ? PLM_BLOCK : PLM_BLOCK / 2;
+    __m128i v = _mm_loadu_si128((const void *)w);
+#define WORD(k) v = _mm_blend_epi16(v, _mm_loadu_si128((const void *)(w + (k) * step)), 1 << (k))
+    WORD(1), WORD(2), WORD(3), WORD(4), WORD(5), WORD(6), WORD(7);
+#undef WORD
+    return _mm256_cvtph_ps(v);
+}
 
 /* ---- values of float formats, eight at a time ---- */
 

@@ -1,8 +1,6 @@
 /* AVX2: attention in floats, a head in each of 16 lanes, which are two registers. */
 #include "avx2.h"
 
-#define INLINED static inline __attribute__((always_inline)) /* so that the counts of registers are known */
-
 /* Eight rows of eight columns from x on, exchanged, into columns of 16 lanes. */
 static inline void transpose8(const float *x, int64_t stride, float *y) {
     __m256 a[8], b[8];

@@ -5,8 +5,6 @@
 
 #include "avx2.h"
 
-#define INLINED static inline __attribute__((always_inline)) /* so that `add` is no call */
-
 typedef __m256i add_pairs(__m256i sum, __m256i a, __m256i b);
 
 /* Without VNNI: two instructions. */

@@ -18,44 +18,88 @@ void avx2_add_bf16(const uint8_t *w, int32_t n, const float *a, int32_t count, f
 }
 void avx2_add(float a, const float *x, int32_t n, float *y) { add_float((const void *)x, n, a, y, PLM_F32); }
 
-/* y[0..16) += d * 16 signed bytes. */
-static inline void add_bytes(__m256 *y, __m256 d, __m128i bytes) {
-    y[0] = _mm256_add_ps(y[0], _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))));
-    y[1] = _mm256_add_ps(y[1], _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))));
+/* Of 32 values register k has 4 k .. 4 k + 3 below and those 16 further above: so Q4_0 has its quants. */
+static inline __m256 load_halves(const float *y, int k) {
+    return _mm256_set_m128(_mm_loadu_ps(y + 16 + 4 * k), _mm_loadu_ps(y + 4 * k));
+}
+static inline void store_halves(float *y, int k, __m256 v) {
+    _mm_storeu_ps(y + 4 * k, _mm256_castps256_ps128(v));
+    _mm_storeu_ps(y + 16 + 4 * k, _mm256_extractf128_ps(v, 1));
 }
 
-/* 32 quants of a plain row. */
-static inline void add_block(__m256 *sum, const uint8_t *w, float a, int format) {
-    __m256 d = _mm256_set1_ps(a * scale_at(w));
-    __m128i v = _mm_loadu_si128((const void *)(w + 2));
-    if (format == PLM_Q8_0) {
-        add_bytes(sum, d, v);
-        add_bytes(sum + 2, d, _mm_loadu_si128((const void *)(w + 18)));
-    } else {
-        const __m128i nibble = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
-        add_bytes(sum, d, _mm_sub_epi8(_mm_and_si128(v, nibble), eight));
-        add_bytes(sum + 2, d, _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(v, 4), nibble), eight));
+/* The quants of a block as floats. As floats -8 .. 7 end in 16 zeros, so table lookups find the two bytes before them:
+ * cheaper than to subtract and to convert. */
+static inline void quants_q4_0(const uint8_t *p, __m256 *v) {
+    static const uint8_t first[16] = {0xc1, 0xc0, 0xc0, 0xc0, 0xc0, 0xc0, 0xc0, 0xbf,
+                                      0x00, 0x3f, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40};
+    static const uint8_t second[16] = {0x00, 0xe0, 0xc0, 0xa0, 0x80, 0x40, 0x00, 0x80,
+                                       0x00, 0x80, 0x00, 0x40, 0x80, 0xa0, 0xc0, 0xe0};
+    const __m256i shift = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4), zero = _mm256_setzero_si256();
+    __m256i nibbles = nibbles_low(_mm256_srlv_epi32(twice16(p), shift));
+    __m256i high = _mm256_shuffle_epi8(twice16(first), nibbles), low = _mm256_shuffle_epi8(twice16(second), nibbles);
+    __m256i words[2] = {_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)};
+    for (int i = 0; i < 2; i++) {
+        v[2 * i] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, words[i]));
+        v[2 * i + 1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, words[i]));
     }
 }
 
-/* Four rows at a time, so that sums are loaded and stored once for them. */
-static inline __attribute__((always_inline)) void add_some_rows(const uint8_t *w, int64_t bytes, int32_t n,
-                                                                const float *a, int rows, float *y, int format) {
-    for (int32_t b = 0; b < n / PLM_BLOCK; b++, w += format == PLM_Q8_0 ? 34 : 18, y += PLM_BLOCK) {
-        __m256 sum[4];
-        for (int k = 0; k < 4; k++) sum[k] = _mm256_loadu_ps(y + 8 * k);
-        for (int r = 0; r < rows; r++) add_block(sum, w + r * bytes, a[r], format);
-        for (int k = 0; k < 4; k++) _mm256_storeu_ps(y + 8 * k, sum[k]);
+static inline void quants_q8_0(const uint8_t *p, __m256 *v) {
+    for (int k = 0; k < 4; k++)
+        v[k] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(p + 8 * k))));
+}
+
+/* y (32 n) += `rows` rows, `bytes` apart, of n blocks, factors (rows, 8) of them: sums are loaded and stored once. */
+INLINED void add_blocks(const uint8_t *w, int64_t bytes, int rows, int n, const float *factors, float *y, int format,
+                        const uint8_t *ask) {
+    const int size = format == PLM_Q8_0 ? 34 : 18;
+    for (int b = 0; b < n; b++, w += size, y += PLM_BLOCK) {
+        __m256 sum[4], v[4];
+        ask_ahead(ask + rows * b * size, rows * size);
+        for (int k = 0; k < 4; k++) sum[k] = format == PLM_Q8_0 ? _mm256_loadu_ps(y + 8 * k) : load_halves(y, k);
+#pragma GCC unroll 1 /* eight times as long the loop is slower */
+        for (int r = 0; r < rows; r++) {
+            const __m256 factor = _mm256_broadcast_ss(factors + 8 * r + b);
+            if (format == PLM_Q8_0)
+                quants_q8_0(w + 2 + r * bytes, v);
+            else
+                quants_q4_0(w + 2 + r * bytes, v);
+            for (int k = 0; k < 4; k++) sum[k] = _mm256_add_ps(sum[k], _mm256_mul_ps(factor, v[k]));
+        }
+        for (int k = 0; k < 4; k++) {
+            if (format == PLM_Q8_0)
+                _mm256_storeu_ps(y + 8 * k, sum[k]);
+            else
+                store_halves(y, k, sum[k]);
+        }
+    }
+}
+
+/* y += `rows` <= 8 rows, with the scales of eight blocks at a time. */
+INLINED void add_some_rows(const uint8_t *w, int32_t n, const float *a, int rows, float *y, int format) {
+    const int64_t bytes = plm_row_bytes(format, n);
+    const int32_t size = format == PLM_Q8_0 ? 34 : 18, blocks = n / PLM_BLOCK;
+    float factors[8 * 8];
+    int32_t b = 0;
+    for (; b + 8 <= blocks; b += 8) {
+        const uint8_t *at = w + b * size;
+        for (int r = 0; r < rows; r++) {
+            __m256 scales = eight_scales(at + r * bytes, format);
+            _mm256_storeu_ps(factors + 8 * r, _mm256_mul_ps(_mm256_set1_ps(a[r]), scales));
+        }
+        add_blocks(at, bytes, rows, 8, factors, y + b * PLM_BLOCK, format, w + rows * b * size);
+    }
+    for (; b < blocks; b++) {
+        const uint8_t *at = w + b * size;
+        for (int r = 0; r < rows; r++) factors[8 * r] = a[r] * scale_at(at + r * bytes);
+        add_blocks(at, bytes, rows, 1, factors, y + b * PLM_BLOCK, format, w + rows * b * size);
     }
 }
 
 static inline void add_int_rows(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y, int format) {
     const int64_t bytes = plm_row_bytes(format, n);
-    for (; count >= 4; count -= 4, w += 4 * bytes, a += 4) {
-        ask_ahead(w, (int)(4 * bytes));
-        add_some_rows(w, bytes, n, a, 4, y, format);
-    }
-    for (; count > 0; count--, w += bytes, a++) add_some_rows(w, bytes, n, a, 1, y, format);
+    for (; count >= 8; count -= 8, w += 8 * bytes, a += 8) add_some_rows(w, n, a, 8, y, format);
+    for (; count > 0; count--, w += bytes, a++) add_some_rows(w, n, a, 1, y, format);
 }
 
 void avx2_add_q8_0(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y) {
