@@ -78,7 +78,7 @@ ROWS = [(s, fmt) for s in SETS for fmt in FORMATS if Primitives(s).has("rows", f
 
 
 @pytest.mark.parametrize(("name", "fmt"), ROWS)
-@pytest.mark.parametrize("cols", [32, 96, 288, 512, 2144])
+@pytest.mark.parametrize("cols", [32, 96, 288, 512, 2336])
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 17, 128])
 def test_several_rows_give_the_bits_of_each(name, fmt, cols, count):
     one, x = Primitives(name), random_x(cols)

@@ -2,6 +2,7 @@
  * set: the sums of a block are exact and the float steps are the same ones in the same order. Only `tile` and `row`
  * of float formats and `dot` add in another order, with fused steps. */
 #include "avx2_blend.h"
+#include "avx2_rows.h"
 
 /* ---- tiles: 16 rows interleaved, 4 consecutive values each ---- */
 
@@ -179,6 +180,13 @@ static void blend_words(const float *weights, const int16_t *x, const float *sca
     pairs_blend_words(weights, x, scales, stride, rows, n, shrink, lanes, y, y_stride, next, add_in_two);
 }
 
+static void rows_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y) {
+    pairs_rows(w, cols, x, count, y, PLM_Q8_0, add_in_two);
+}
+static void rows_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y) {
+    pairs_rows(w, cols, x, count, y, PLM_Q4_0, add_in_two);
+}
+
 const plm_isa plm_avx2 = {
     .name = "avx2",
     .tile_of_bytes = {[PLM_Q4_0] = tile_of_bytes_q4_0},
@@ -186,6 +194,7 @@ const plm_isa plm_avx2 = {
              avx2_tile_q6_k},
     .four_tiles = {[PLM_Q8_0] = four_q8_0, [PLM_Q4_0] = four_q4_0},
     .row = {avx2_row_f32, avx2_row_f16, avx2_row_bf16, row_q8_0, row_q4_0, avx2_row_q4_k, avx2_row_q6_k},
+    .rows = {[PLM_Q8_0] = rows_q8_0, [PLM_Q4_0] = rows_q4_0},
     .add_rows = {avx2_add_f32, avx2_add_f16, avx2_add_bf16, avx2_add_q8_0, avx2_add_q4_0, avx2_add_q4_k,
                  avx2_add_q6_k},
     .units = {avx2_units_f32, avx2_units_f16, avx2_units_bf16, avx2_units_q8_0, avx2_units_q4_0},

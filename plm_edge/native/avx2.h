@@ -73,6 +73,22 @@ static inline float sum8(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+/* Eight registers of eight, rows and columns exchanged. */
+static inline void transpose8(__m256 *v) {
+    __m256 a[8], b[8];
+    for (int r = 0; r < 8; r += 2)
+        a[r] = _mm256_unpacklo_ps(v[r], v[r + 1]), a[r + 1] = _mm256_unpackhi_ps(v[r], v[r + 1]);
+    for (int r = 0; r < 8; r += 4)
+        for (int k = 0; k < 2; k++) { /* columns 2 k and 2 k + 1, and 4 more of them, of four rows */
+            b[r + 2 * k] = _mm256_shuffle_ps(a[r + k], a[r + k + 2], 0x44);
+            b[r + 2 * k + 1] = _mm256_shuffle_ps(a[r + k], a[r + k + 2], 0xee);
+        }
+    for (int c = 0; c < 4; c++) {
+        v[c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x20);
+        v[4 + c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x31);
+    }
+}
+
 static inline int32_t sum8_int(__m256i v) {
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));

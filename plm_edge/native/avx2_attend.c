@@ -2,27 +2,18 @@
 #include "avx2.h"
 
 /* Eight rows of eight columns from x on, exchanged, into columns of 16 lanes. */
-static inline void transpose8(const float *x, int64_t stride, float *y) {
-    __m256 a[8], b[8];
-    for (int r = 0; r < 8; r++) a[r] = _mm256_loadu_ps(x + r * stride);
-    for (int r = 0; r < 8; r += 2)
-        b[r] = _mm256_unpacklo_ps(a[r], a[r + 1]), b[r + 1] = _mm256_unpackhi_ps(a[r], a[r + 1]);
-    for (int r = 0; r < 8; r += 4)
-        for (int k = 0; k < 2; k++) { /* columns 2 k and 2 k + 1, and 4 more of them, of four rows */
-            a[r + 2 * k] = _mm256_shuffle_ps(b[r + k], b[r + k + 2], 0x44);
-            a[r + 2 * k + 1] = _mm256_shuffle_ps(b[r + k], b[r + k + 2], 0xee);
-        }
-    for (int c = 0; c < 4; c++) {
-        _mm256_storeu_ps(y + PLM_TILE * c, _mm256_permute2f128_ps(a[c], a[4 + c], 0x20));
-        _mm256_storeu_ps(y + PLM_TILE * (4 + c), _mm256_permute2f128_ps(a[c], a[4 + c], 0x31));
-    }
+static inline void columns_of(const float *x, int64_t stride, float *y) {
+    __m256 v[8];
+    for (int r = 0; r < 8; r++) v[r] = _mm256_loadu_ps(x + r * stride);
+    transpose8(v);
+    for (int c = 0; c < 8; c++) _mm256_storeu_ps(y + PLM_TILE * c, v[c]);
 }
 
 void avx2_lanes(const float *x, int32_t stride, int32_t n_lanes, int32_t n, float *y) {
     int32_t c = 0;
     for (; n_lanes == PLM_TILE && c + 8 <= n; c += 8) {
-        transpose8(x + c, stride, y + c * PLM_TILE);
-        transpose8(x + 8 * (int64_t)stride + c, stride, y + c * PLM_TILE + 8);
+        columns_of(x + c, stride, y + c * PLM_TILE);
+        columns_of(x + 8 * (int64_t)stride + c, stride, y + c * PLM_TILE + 8);
     }
     if (c < n) plm_scalar_lanes(x + c, stride, n_lanes, n - c, y + c * PLM_TILE);
 }

@@ -1,6 +1,7 @@
 /* AVX-VNNI: the registers of AVX2, and two instructions that add products of bytes or of pairs of 16-bit integers to
  * sums of 32 bits, which hold them exactly. The same bits as the scalar set wherever avx2.c gives them. */
 #include "avx2_blend.h"
+#include "avx2_rows.h"
 
 /* Left to itself gcc 12 copies a sum to another register before and after every step of a loop. */
 static inline __m256i in_place(__m256i sum) {
@@ -70,6 +71,13 @@ static float row_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
 }
 static float row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
     return pairs_row(w, cols, x, PLM_Q4_0, add_in_one);
+}
+
+static void rows_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y) {
+    pairs_rows(w, cols, x, count, y, PLM_Q8_0, add_in_one);
+}
+static void rows_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y) {
+    pairs_rows(w, cols, x, count, y, PLM_Q4_0, add_in_one);
 }
 
 /* ---- groups of units ---- */
@@ -149,6 +157,7 @@ const plm_isa plm_avx_vnni = {
     .tile = {avx2_tile_f32, avx2_tile_f16, avx2_tile_bf16, tile_q8_0, tile_q4_0, avxvnni_tile_q4_k,
              avxvnni_tile_q6_k},
     .row = {avx2_row_f32, avx2_row_f16, avx2_row_bf16, row_q8_0, row_q4_0, avxvnni_row_q4_k, avxvnni_row_q6_k},
+    .rows = {[PLM_Q8_0] = rows_q8_0, [PLM_Q4_0] = rows_q4_0},
     .add_rows = {avx2_add_f32, avx2_add_f16, avx2_add_bf16, avx2_add_q8_0, avx2_add_q4_0, avx2_add_q4_k,
                  avx2_add_q6_k},
     .units = {avx2_units_f32, avx2_units_f16, avx2_units_bf16, units_q8_0, units_q4_0},

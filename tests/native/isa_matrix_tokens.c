@@ -77,7 +77,7 @@ static void several_rows(int format, int32_t cols, int32_t count, int quant) {
 }
 
 static void rows_of_one_token(int format) {
-    static const int32_t cols[] = {32, 96, 288, 512, 2144}, counts[] = {1, 2, 3, 7, 16, 17, 128};
+    static const int32_t cols[] = {32, 96, 288, 512, 2336}, counts[] = {1, 2, 3, 7, 16, 17, 128};
     for (int i = 0; i < 5; i++)
         for (int k = 0; k < 7; k++) {
             several_rows(format, cols[i], counts[k], -1);
