@@ -44,6 +44,7 @@ static void four_tiles(int format, int32_t cols, int quant) {
     guarded w = weights(format, bytes, PLM_TILE, PLM_TILE * quant_bytes(format), quant), x = floats(cols);
     guarded got = take((size_t)rows * 4), want = take((size_t)rows * 4);
     for (int32_t i = 0; quant >= 0 && i < cols; i++) values(x)[i] = -3.0f;
+    if (bend) values(x)[0] = 4000.0f;
     activations a = pack_of(x, 1, cols);
     for (int32_t i = 0; i < rows; i += PLM_TILE)
         plm_scalar.tile[format](w.at + bytes / 4 * (size_t)(i / PLM_TILE), cols, &a.v, 1, values(want) + i, PLM_TILE);
