@@ -37,12 +37,6 @@ void avx2_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_
     for (int64_t t = 0; t < tokens; t++) tile_float(w, cols, x->f + t * cols, y + t * stride, PLM_BF16);
 }
 
-/* Left to itself gcc 12 takes sums of the loop out of their registers. */
-static inline __m256i in_place(__m256i sum) {
-    __asm__("" : "+x"(sum));
-    return sum;
-}
-
 /* H halves (8 rows) of the tiles at `block`, one block of them. tops: four of a block's top bytes in every 32 bits, from
  * memory, so that the sums of two tiles find room in registers. */
 static inline __attribute__((always_inline)) void halves_q4_0(const uint8_t *block, int64_t bytes, const __m256i *tops,

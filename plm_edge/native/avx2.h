@@ -30,6 +30,12 @@ INLINED void ask_tiles(const uint8_t *w, int64_t bytes, int64_t at, int n, const
             _mm_prefetch((const void *)(first + (uintptr_t)(i * bytes + k)), _MM_HINT_T0);
 }
 
+/* Left to itself gcc 12 copies a sum to another register before and after every step of a loop, or spills it. */
+static inline __m256i in_place(__m256i sum) {
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
 static inline __m256i load32(const void *p) { return _mm256_loadu_si256(p); }
 static inline __m256 scales8(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
 static inline float scale_at(const uint8_t *p) { return _cvtsh_ss((uint16_t)(p[0] | p[1] << 8)); }

@@ -10,7 +10,7 @@ static inline __m256i lower(__m512i v) { return _mm512_castsi512_si256(v); }
 static inline __m256i upper(__m512i v) { return _mm512_extracti64x4_epi64(v, 1); }
 
 /* Left to itself gcc 12 copies a sum to another register before and after every step of a loop. */
-static inline __m512i in_place(__m512i sum) {
+static inline __m512i in_place16(__m512i sum) {
 #if defined(__AVX512F__) /* not where the instructions are simulated */
     __asm__("" : "+v"(sum));
 #endif
@@ -19,12 +19,12 @@ static inline __m512i in_place(__m512i sum) {
 
 /* sum + the four products of unsigned and signed bytes of each 32 bits. */
 static inline __m512i add_bytes(__m512i sum, __m512i bytes, __m512i signed_bytes) {
-    return in_place(_mm512_dpbusd_epi32(sum, bytes, signed_bytes));
+    return in_place16(_mm512_dpbusd_epi32(sum, bytes, signed_bytes));
 }
 
 /* sum + the two products of 16-bit integers of each 32 bits. */
 static inline __m512i add_words(__m512i sum, __m512i a, __m512i b) {
-    return in_place(_mm512_dpwssd_epi32(sum, a, b));
+    return in_place16(_mm512_dpwssd_epi32(sum, a, b));
 }
 
 static inline __m256i add_in_one(__m256i sum, __m256i a, __m256i b) { return _mm256_dpwssd_epi32(sum, a, b); }

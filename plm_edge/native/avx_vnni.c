@@ -3,12 +3,6 @@
 #include "avx2_blend.h"
 #include "avx2_rows.h"
 
-/* Left to itself gcc 12 copies a sum to another register before and after every step of a loop. */
-static inline __m256i in_place(__m256i sum) {
-    __asm__("" : "+x"(sum));
-    return sum;
-}
-
 /* sum + the four products of unsigned and signed bytes of each 32 bits. */
 static inline __m256i add_bytes(__m256i sum, __m256i bytes, __m256i signed_bytes) {
     return in_place(_mm256_dpbusd_avx_epi32(sum, bytes, signed_bytes));

@@ -3,9 +3,7 @@
 
 /* See avx_vnni.c. */
 static inline __m256i add_in_one(__m256i sum, __m256i a, __m256i b) {
-    sum = _mm256_dpwssd_avx_epi32(sum, a, b);
-    __asm__("" : "+x"(sum));
-    return sum;
+    return in_place(_mm256_dpwssd_avx_epi32(sum, a, b));
 }
 
 static void panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
