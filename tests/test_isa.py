@@ -169,13 +169,14 @@ def test_products_agree(name, fmt, cols):
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize(("fmt", "cols"), CASES)
-def test_rows_are_added_with_the_same_bits(name, fmt, cols):
-    (packed,), _ = random_rows(fmt, 1, cols)
-    y = random_x(cols)
-    want = Primitives("scalar").add_rows(fmt, packed, [0.7], y)
-    same_bits(Primitives(name).add_rows(fmt, packed, [0.7], y), want)
+@pytest.mark.parametrize("count", [1, 7, 8, 17])
+def test_rows_are_added_with_the_same_bits(name, fmt, cols, count):
+    packed, _ = random_rows(fmt, count, cols)
+    a, y = np.linspace(-1, 2, count), random_x(cols)
+    want = Primitives("scalar").add_rows(fmt, packed, a, y)
+    same_bits(Primitives(name).add_rows(fmt, packed, a, y), want)
     with pytest.raises(AssertionError):
-        same_bits(Primitives(name).add_rows(fmt, packed, [0.71], y), want)
+        same_bits(Primitives(name).add_rows(fmt, packed, a * 1.01, y), want)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -39,7 +39,7 @@ void avx2_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_
 
 /* H halves (8 rows) of the tiles at `block`, one block of them. tops: four of a block's top bytes in every 32 bits, from
  * memory, so that the sums of two tiles find room in registers. */
-static inline __attribute__((always_inline)) void halves_q4_0(const uint8_t *block, int64_t bytes, const __m256i *tops,
+INLINED void halves_q4_0(const uint8_t *block, int64_t bytes, const __m256i *tops,
                                                               const uint8_t *bottom, int32_t start, float scale,
                                                               __m256 *y, int H) {
     __m256i of_tops[4], of_bottoms[4];
@@ -65,7 +65,7 @@ static inline __attribute__((always_inline)) void halves_q4_0(const uint8_t *blo
 }
 
 /* N tiles behind each other: of several streams memory answers more at once than of one. `next`: as in plm_isa. */
-static inline __attribute__((always_inline)) void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x,
+INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x,
                                                              float *y, const uint8_t *next, int N) {
     const int64_t bytes = plm_tile_bytes(PLM_Q4_0, cols);
     __m256 out[8];

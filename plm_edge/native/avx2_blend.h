@@ -35,23 +35,24 @@ INLINED void pairs_blend_columns(const int16_t *x, int64_t stride, int32_t pairs
                                  add_pairs *add) {
     __m256i sum[6][2]; /* 0: columns 0..3 and 8..11, 1: the others */
     for (int l = 0; l < L; l++) sum[l][0] = sum[l][1] = _mm256_setzero_si256();
-    for (int32_t p = 0; p < pairs; p++, x += 2 * stride, coefficients += PLM_TILE) {
-        __m256i even = load32(x), odd = load32(x + stride);
+    for (int32_t p = 0; p < pairs; p++) { /* by number: a pointer moved on would leave its room at the end */
+        __m256i even = load32(x + 2 * p * stride), odd = load32(x + (2 * p + 1) * stride);
         __m256i low = _mm256_unpacklo_epi16(even, odd), high = _mm256_unpackhi_epi16(even, odd);
 #pragma GCC unroll 6
         for (int l = 0; l < L; l++) {
-            __m256i both = _mm256_set1_epi32(coefficients[l]);
+            __m256i both = _mm256_set1_epi32(coefficients[p * PLM_TILE + l]);
             sum[l][0] = add(sum[l][0], low, both);
             sum[l][1] = add(sum[l][1], high, both);
         }
     }
-    for (int l = 0; l < L; l++, y += y_stride)
+    for (int l = 0; l < L; l++)
         for (int i = 0; i < 2; i++) {
+            float *at = y + l * y_stride + 8 * i;
             __m256i sums = i ? _mm256_permute2x128_si256(sum[l][0], sum[l][1], 0x31)
                              : _mm256_permute2x128_si256(sum[l][0], sum[l][1], 0x20);
             __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_broadcast_ss(factors + l));
-            __m256 before = _mm256_mul_ps(_mm256_loadu_ps(y + 8 * i), _mm256_broadcast_ss(shrink + l));
-            _mm256_storeu_ps(y + 8 * i, _mm256_add_ps(before, product));
+            __m256 before = _mm256_mul_ps(_mm256_loadu_ps(at), _mm256_broadcast_ss(shrink + l));
+            _mm256_storeu_ps(at, _mm256_add_ps(before, product));
         }
 }
 
