@@ -143,8 +143,8 @@ static void weave_queries(const slice *s, const attend_room *w) {
     for (int32_t h = 0; h < a->heads; h++) {
         int16_t *q = w->q + (int64_t)h * width;
         float *scale = w->q_scale + h * blocks;
-        plm_pack_part(a->isa, s->q_latent + (int64_t)h * a->rank, a->rank, w->rows.wide, q, scale);
-        plm_pack_part(a->isa, s->q + (int64_t)h * (a->nope + a->rope) + a->nope, a->rope, w->rows.wide, q + latents,
+        plm_pack_part(a->isa, s->q_latent + (int64_t)h * a->rank, a->rank, q, scale);
+        plm_pack_part(a->isa, s->q + (int64_t)h * (a->nope + a->rope) + a->nope, a->rope, q + latents,
                   scale + latents / PLM_BLOCK);
     }
     for (int32_t i = 0; i < a->heads * blocks; i++) w->q_scale[i] *= a->scale;

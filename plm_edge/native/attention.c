@@ -12,11 +12,10 @@ size_t plm_attention_scratch(int32_t heads, int32_t nope, int32_t rope, int32_t 
 }
 
 plm_row_block plm_take_rows(plm_room *r, const plm_attention *a) {
-    size_t width = (size_t)plm_row_width(a), nope = (size_t)plm_whole_blocks(a->nope);
+    size_t width = (size_t)plm_row_width(a);
     plm_row_block rows;
     rows.q = plm_take(r, PLM_CONTEXT_BLOCK * width, sizeof *rows.q);
     rows.scale = plm_take(r, PLM_CONTEXT_BLOCK * width / PLM_BLOCK, sizeof *rows.scale);
-    rows.wide = plm_take(r, width > nope ? width : nope, sizeof *rows.wide);
     size_t ropes = PLM_CONTEXT_BLOCK * (size_t)plm_whole_blocks(a->rope);
     rows.ropes = plm_take(r, ropes, sizeof *rows.ropes);
     rows.rope_q = plm_take(r, ropes, sizeof *rows.rope_q);
@@ -47,23 +46,24 @@ const float *plm_float_rows(const plm_attention *a, int32_t first, int32_t n, fl
     return space;
 }
 
-void plm_pack_part(const plm_isa *isa, const float *x, int32_t n, float *wide, int16_t *q, float *scale) {
-    int32_t whole = n / PLM_BLOCK * PLM_BLOCK, rest = n - whole;
+void plm_pack_part(const plm_isa *isa, const float *x, int32_t n, int16_t *q, float *scale) {
+    int32_t whole = n / PLM_BLOCK * PLM_BLOCK;
     isa->pack(x, whole, PLM_PANEL, q, scale, NULL);
-    if (rest == 0) return;
-    memmove(wide, x + whole, (size_t)rest * sizeof *x);
-    memset(wide + rest, 0, (size_t)(PLM_BLOCK - rest) * sizeof *x);
-    isa->pack(wide, PLM_BLOCK, PLM_PANEL, q + whole, scale + whole / PLM_BLOCK, NULL);
+    if (whole == n) return;
+    float end[PLM_BLOCK] = {0};
+    memcpy(end, x + whole, (size_t)(n - whole) * sizeof *x);
+    isa->pack(end, PLM_BLOCK, PLM_PANEL, q + whole, scale + whole / PLM_BLOCK, NULL);
 }
 
 /* n halves as integers, filled up to whole blocks. */
-static void pack_halves(const plm_isa *isa, const uint8_t *x, int32_t n, float *wide, int16_t *q, float *scale) {
+static void pack_halves(const plm_isa *isa, const uint8_t *x, int32_t n, int16_t *q, float *scale) {
     const uint16_t *halves = (const uint16_t *)(const void *)x;
     int32_t whole = n / PLM_BLOCK * PLM_BLOCK;
     isa->pack_halves(halves, whole, PLM_PANEL, q, scale);
     if (whole == n) return;
-    isa->widen(halves + whole, n - whole, wide);
-    plm_pack_part(isa, wide, n - whole, wide, q + whole, scale + whole / PLM_BLOCK);
+    float end[PLM_BLOCK];
+    isa->widen(halves + whole, n - whole, end);
+    plm_pack_part(isa, end, n - whole, q + whole, scale + whole / PLM_BLOCK);
 }
 
 /* The latents and scales of rows of Q8_0, and their rope keys, which are packed all at once. */
@@ -94,8 +94,8 @@ static void integers_of_halves(const plm_attention *a, int32_t first, int32_t n,
         const uint8_t *row = plm_cached_row(a, first + r);
         int16_t *q = rows->q + r * width;
         float *scale = rows->scale + r * (width / PLM_BLOCK);
-        pack_halves(a->isa, row, a->rank, rows->wide, q, scale);
-        pack_halves(a->isa, row + 2 * a->rank, a->rope, rows->wide, q + latents, scale + latents / PLM_BLOCK);
+        pack_halves(a->isa, row, a->rank, q, scale);
+        pack_halves(a->isa, row + 2 * a->rank, a->rope, q + latents, scale + latents / PLM_BLOCK);
     }
 }
 

@@ -39,11 +39,11 @@ static inline void *plm_take(plm_room *r, size_t count, size_t size) {
     return at;
 }
 
-/* A block of cached rows as integers (32, row_width) with scales (32, row_width / 32), and room for a row or a
- * key as floats; for the rope keys of the block alone, as halves and as integers with scales. */
+/* A block of cached rows as integers (32, row_width) with scales (32, row_width / 32), and room for the rope keys of
+ * the block alone, as halves and as integers with scales. */
 typedef struct {
     int16_t *q;
-    float *scale, *wide;
+    float *scale;
     uint16_t *ropes;
     int16_t *rope_q;
     float *rope_scale;
@@ -54,8 +54,8 @@ plm_row_block plm_take_rows(plm_room *r, const plm_attention *a);
 const uint8_t *plm_cached_row(const plm_attention *a, int32_t at);
 /* Cached rows first .. first + n as floats (n, rank + rope): where they lie, or widened into `space`. */
 const float *plm_float_rows(const plm_attention *a, int32_t first, int32_t n, float *space);
-/* x (n), filled up to whole blocks with zeros, as integers of PLM_PANEL. wide: room for a block. */
-void plm_pack_part(const plm_isa *isa, const float *x, int32_t n, float *wide, int16_t *q, float *scale);
+/* x (n), filled up to whole blocks with zeros, as integers of PLM_PANEL. */
+void plm_pack_part(const plm_isa *isa, const float *x, int32_t n, int16_t *q, float *scale);
 /* Cached rows first .. first + n <= 32 as integers; the rest of the block is zeros. */
 void plm_integer_rows(const plm_attention *a, int32_t first, int32_t n, const plm_row_block *rows);
 /* Panels of rows x (n, width) with scales (n, width / 32): 16 rows in the lanes of each. */

@@ -10,6 +10,7 @@ typedef struct {
     plm_row_block rows;
     int16_t *w;              /* W_uk and W_uv of the head (nope + v_head, rank) */
     float *w_scale;          /* (nope + v_head, rank / 32) */
+    float *wide;             /* (rank): a row of Q4_K or Q6_K on its way there */
     int16_t *panels;         /* of w, 16 rows each */
     float *scales;
     float *kv;               /* (32, 16 * panels): keys and values of a block of rows */
@@ -35,6 +36,7 @@ static size_t take_expand(expand_room *w, uint8_t *base, const plm_attention *a)
     w->rows = plm_take_rows(&r, a);
     w->w = plm_take(&r, both * rank, sizeof *w->w);
     w->w_scale = plm_take(&r, both * rank / PLM_BLOCK, sizeof *w->w_scale);
+    w->wide = plm_take(&r, rank, sizeof *w->wide);
     w->panels = plm_take(&r, panels * PLM_TILE * rank, sizeof *w->panels);
     w->scales = plm_take(&r, panels * PLM_TILE * rank / PLM_BLOCK, sizeof *w->scales);
     w->kv = plm_take(&r, PLM_CONTEXT_BLOCK * panels * PLM_TILE, sizeof *w->kv);
@@ -140,7 +142,7 @@ static void begin_expand(const plm_attention *a, int32_t h, const expand_room *w
         int16_t *q = w->w + (int64_t)i * rank;
         float *scale = w->w_scale + i * (rank / PLM_BLOCK);
         if (plm_is_super(a->kv_b.format))
-            super_row_to_integers(a, row, w->rows.wide, q, scale);
+            super_row_to_integers(a, row, w->wide, q, scale);
         else
             row_to_integers(row, a->kv_b.format, rank, q, scale);
     }
@@ -149,8 +151,8 @@ static void begin_expand(const plm_attention *a, int32_t h, const expand_room *w
         const float *q = a->q + ((int64_t)t * a->heads + h) * (a->nope + a->rope);
         int16_t *to = w->q + (int64_t)t * keys;
         float *scale = w->q_scale + (int64_t)t * (keys / PLM_BLOCK);
-        plm_pack_part(a->isa, q, a->nope, w->rows.wide, to, scale);
-        plm_pack_part(a->isa, q + a->nope, a->rope, w->rows.wide, to + nope, scale + nope / PLM_BLOCK);
+        plm_pack_part(a->isa, q, a->nope, to, scale);
+        plm_pack_part(a->isa, q + a->nope, a->rope, to + nope, scale + nope / PLM_BLOCK);
         for (int32_t b = 0; b < keys / PLM_BLOCK; b++) scale[b] *= a->scale;
         w->most[t] = -INFINITY, w->sum[t] = 0.0f;
     }
@@ -169,14 +171,14 @@ static void expand_rows(const plm_attention *a, int32_t n, const expand_room *w)
                       rank / PLM_BLOCK, w->rows.q, width, w->rows.scale, width / PLM_BLOCK, n, w->kv + g * PLM_TILE,
                       stride);
     for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++)
-        plm_pack_part(a->isa, w->kv + r * stride + a->nope, a->v_head, w->rows.wide, w->value + r * values,
+        plm_pack_part(a->isa, w->kv + r * stride + a->nope, a->v_head, w->value + r * values,
                       w->value_scale + r * (values / PLM_BLOCK));
     for (int32_t i = 0; i < values; i += PLM_TILE)
         a->isa->weave(w->value + i, 1, values, PLM_TILE, PLM_CONTEXT_BLOCK, w->values + i * PLM_CONTEXT_BLOCK);
     for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++) {
         int16_t *key = w->key + r * keys;
         float *scale = w->key_scale + r * (keys / PLM_BLOCK);
-        plm_pack_part(a->isa, w->kv + r * stride, a->nope, w->rows.wide, key, scale);
+        plm_pack_part(a->isa, w->kv + r * stride, a->nope, key, scale);
         memcpy(key + nope, w->rows.q + r * width + rank, (size_t)rope * sizeof *key);
         memcpy(scale + nope / PLM_BLOCK, w->rows.scale + (r * width + rank) / PLM_BLOCK,
                (size_t)(rope / PLM_BLOCK) * sizeof *scale);
