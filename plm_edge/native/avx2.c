@@ -39,9 +39,8 @@ void avx2_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_
 
 /* H halves (8 rows) of the tiles at `block`, one block of them. tops: four of a block's top bytes in every 32 bits, from
  * memory, so that the sums of two tiles find room in registers. */
-INLINED void halves_q4_0(const uint8_t *block, int64_t bytes, const __m256i *tops,
-                                                              const uint8_t *bottom, int32_t start, float scale,
-                                                              __m256 *y, int H) {
+INLINED void halves_q4_0(const uint8_t *block, int64_t bytes, const __m256i *tops, const uint8_t *bottom, int32_t start,
+                         float scale, __m256 *y, int H) {
     __m256i of_tops[4], of_bottoms[4];
     for (int i = 0; i < H; i++) of_tops[i] = _mm256_setzero_si256(), of_bottoms[i] = _mm256_set1_epi16(BOTTOM);
 #pragma GCC unroll 1
@@ -65,8 +64,7 @@ INLINED void halves_q4_0(const uint8_t *block, int64_t bytes, const __m256i *top
 }
 
 /* N tiles behind each other: of several streams memory answers more at once than of one. `next`: as in plm_isa. */
-INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x,
-                                                             float *y, const uint8_t *next, int N) {
+INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next, int N) {
     const int64_t bytes = plm_tile_bytes(PLM_Q4_0, cols);
     __m256 out[8];
     for (int i = 0; i < 2 * N; i++) out[i] = _mm256_setzero_ps();
@@ -88,39 +86,6 @@ static void four_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, floa
 }
 static void four_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next) {
     pairs_tiles_q8_0(w, cols, x, y, next, 4, add_in_two);
-}
-
-/* Activations of 8 bits: one product of bytes for a weight. Eight pairs of them fit 16 bits: 8 * 2 * 15 * 127 =
- * 30,480. */
-static void one_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y) {
-    __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (int32_t b = 0; b < cols / PLM_BLOCK; b++, w += 288) {
-        const int8_t *q = x->bytes + b * PLM_BLOCK;
-        ask_ahead(w, 288);
-        __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-        for (int g = 0; g < 4; g++) {
-            __m256i q_low = four_bytes(q + 4 * g), q_high = four_bytes(q + 16 + 4 * g);
-            for (int i = 0; i < 2; i++) {
-                __m256i v = load32(w + 32 + 64 * g + 32 * i);
-                sum[i] = add_products(add_products(sum[i], nibbles_low(v), q_low), nibbles_high(v), q_high);
-            }
-        }
-        for (int i = 0; i < 2; i++) {
-            __m256i whole = _mm256_madd_epi16(sum[i], _mm256_set1_epi16(1));
-            sums[i] = add_scaled(sums[i], _mm256_add_epi32(whole, _mm256_set1_epi32(-8 * x->sum[b])), w + 16 * i,
-                                 x->scale[b]);
-        }
-    }
-    _mm256_storeu_ps(y, sums[0]);
-    _mm256_storeu_ps(y + 8, sums[1]);
-}
-
-static void tile_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
-                               int32_t stride) {
-    if (tokens == 1)
-        one_of_bytes_q4_0(w, cols, x, y);
-    else
-        avx2_several_of_bytes_q4_0(w, cols, x, tokens, y, stride);
 }
 
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
@@ -183,7 +148,7 @@ static void rows_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int3
 
 const plm_isa plm_avx2 = {
     .name = "avx2",
-    .tile_of_bytes = {[PLM_Q4_0] = tile_of_bytes_q4_0},
+    .tile_of_bytes = {[PLM_Q4_0] = avx2_several_of_bytes_q4_0},
     .tile = {avx2_tile_f32, avx2_tile_f16, avx2_tile_bf16, tile_q8_0, tile_q4_0, avx2_tile_q4_k,
              avx2_tile_q6_k},
     .four_tiles = {[PLM_Q8_0] = four_q8_0, [PLM_Q4_0] = four_q4_0},
