@@ -8,22 +8,12 @@ void avx2_panel(const int16_t *panel, const float *scales, int32_t blocks, const
     pairs_panel(panel, scales, blocks, x, x_stride, x_scale, x_blocks, rows, y, stride, add_in_two);
 }
 
-/* Eight lanes of sixteen columns: 8 pairs, transposed as 32-bit values. */
-static inline void eight_rows(const int16_t *x, int64_t lane, int16_t *panel) {
-    __m256i a[8], b[8];
-    for (int r = 0; r < 8; r++) a[r] = load32(x + r * lane);
-    for (int r = 0; r < 8; r += 2) {
-        b[r] = _mm256_unpacklo_epi32(a[r], a[r + 1]); /* pairs 0, 1 and 4, 5 of two rows */
-        b[r + 1] = _mm256_unpackhi_epi32(a[r], a[r + 1]);
-    }
-    for (int i = 0; i < 2; i++)
-        for (int k = 0; k < 2; k++) { /* pair 2 i + k, and 4 more of it */
-            __m256i low = k ? _mm256_unpackhi_epi64(b[i], b[i + 2]) : _mm256_unpacklo_epi64(b[i], b[i + 2]);
-            __m256i high = k ? _mm256_unpackhi_epi64(b[i + 4], b[i + 6]) : _mm256_unpacklo_epi64(b[i + 4], b[i + 6]);
-            int16_t *to = panel + (2 * i + k) * 2 * PLM_TILE;
-            _mm256_storeu_si256((void *)to, _mm256_permute2x128_si256(low, high, 0x20));
-            _mm256_storeu_si256((void *)(to + 8 * PLM_TILE), _mm256_permute2x128_si256(low, high, 0x31));
-        }
+/* Eight lanes of sixteen columns: 8 pairs, transposed as values of 32 bits. */
+static inline void eight_lanes(const int16_t *x, int64_t lane, int16_t *panel) {
+    __m256 v[8];
+    for (int r = 0; r < 8; r++) v[r] = _mm256_castsi256_ps(load32(x + r * lane));
+    transpose8(v);
+    for (int p = 0; p < 8; p++) _mm256_storeu_si256((void *)(panel + p * 2 * PLM_TILE), _mm256_castps_si256(v[p]));
 }
 
 void avx2_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel) {
@@ -38,8 +28,8 @@ void avx2_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, i
     }
     if (column == 1 && lanes == PLM_TILE) {
         for (int64_t c = 0; c < columns; c += 16, panel += 16 * PLM_TILE) {
-            eight_rows(x + c, lane, panel);
-            eight_rows(x + 8 * (int64_t)lane + c, lane, panel + PLM_TILE);
+            eight_lanes(x + c, lane, panel);
+            eight_lanes(x + 8 * (int64_t)lane + c, lane, panel + PLM_TILE);
         }
         return;
     }
@@ -115,9 +105,8 @@ INLINED void byte_sums(const uint8_t *bytes, const int8_t *q, int32_t cols, cons
         __m256i low = load32(bytes + 64 * g), high = load32(bytes + 64 * g + 32);
         for (int r = 0; r < R; r++) {
             __m256i four = four_bytes(q + (int64_t)r * cols + 4 * g);
-            sum[r][0] = _mm256_sub_epi16(sum[r][0], _mm256_maddubs_epi16(low, four));
-            sum[r][1] = _mm256_sub_epi16(sum[r][1], _mm256_maddubs_epi16(high, four));
-            __asm__("" : "+x"(sum[r][0]), "+x"(sum[r][1])); /* gcc 12 would spill them */
+            sum[r][0] = in_place(_mm256_sub_epi16(sum[r][0], _mm256_maddubs_epi16(low, four)));
+            sum[r][1] = in_place(_mm256_sub_epi16(sum[r][1], _mm256_maddubs_epi16(high, four)));
         }
     }
     for (int r = 0; r < R; r++)
