@@ -65,7 +65,7 @@ INLINED __m256i block_products(const uint8_t *w, const int16_t *q, int format, a
 /* y + blocks b .. blocks of a plain row that begins at w, one after the other. */
 INLINED float pairs_rest(float y, const uint8_t *w, int32_t b, int32_t blocks, const plm_vectors *x, int format,
                          add_pairs *add) {
-    const int bytes = format == PLM_Q8_0 ? 34 : 18;
+    const int bytes = plm_block_bytes(format);
     for (w += (int64_t)b * bytes; b < blocks; b++, w += bytes) {
         int32_t sum = sum8_int(block_products(w, x->q + b * PLM_BLOCK, format, add));
         if (format == PLM_Q4_0) sum -= 8 * x->sum[b];
@@ -76,7 +76,7 @@ INLINED float pairs_rest(float y, const uint8_t *w, int32_t b, int32_t blocks, c
 
 /* Blocks of a plain row, four a step; their results are added one after the other, as the scalar set does. */
 INLINED float pairs_row(const uint8_t *w, int32_t cols, const plm_vectors *x, int format, add_pairs *add) {
-    const int bytes = format == PLM_Q8_0 ? 34 : 18;
+    const int bytes = plm_block_bytes(format);
     const uint8_t *row = w;
     int32_t b = 0, blocks = cols / PLM_BLOCK;
     float y = 0.0f, part[4];

@@ -20,7 +20,7 @@ static inline __m256i add_lanes(const __m256i *v) {
 
 /* Blocks b .. b + 8 of a row, of which w is the first, a block in each lane. */
 INLINED __m256 eight_blocks(const uint8_t *w, const plm_vectors *x, int32_t b, int format, add_pairs *add) {
-    const int size = format == PLM_Q8_0 ? 34 : 18;
+    const int size = plm_block_bytes(format);
     __m256i v[8];
     for (int i = 0; i < 8; i++) v[i] = block_products(w + i * size, x->q + (b + i) * PLM_BLOCK, format, add);
     __m256i sums = add_lanes(v);
@@ -35,7 +35,7 @@ enum { TOGETHER = 64 }; /* blocks of a row whose results are kept at a time: of 
  * likes it. Meanwhile it is asked for as much at `next`, unless that is NULL. */
 INLINED __m256 eight_rows(const uint8_t *w, int64_t bytes, const plm_vectors *x, int32_t b, int32_t n,
                           const uint8_t *next, __m256 y, int format, add_pairs *add) {
-    const int step = 8 * (format == PLM_Q8_0 ? 34 : 18);
+    const int step = 8 * plm_block_bytes(format);
     __m256 part[TOGETHER / 8][8];
     for (int r = 0; r < 8; r++)
         for (int32_t k = 0; k < n; k++) {
@@ -52,7 +52,7 @@ INLINED __m256 eight_rows(const uint8_t *w, int64_t bytes, const plm_vectors *x,
 
 INLINED void pairs_rows(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y, int format,
                         add_pairs *add) {
-    const int size = format == PLM_Q8_0 ? 34 : 18;
+    const int size = plm_block_bytes(format);
     const int32_t blocks = cols / PLM_BLOCK, whole = blocks / 8 * 8;
     const int64_t bytes = plm_row_bytes(format, cols);
     for (; count >= 8; count -= 8, w += 8 * bytes, y += 8) {

@@ -39,8 +39,7 @@ void avx2_units_q8_0(const uint8_t *w, int32_t width, const float *a, int32_t un
 /* Sums of the 64 outputs whose bytes lie at `at` in every row, or of 32 where that is all there is. Register i has
  * outputs 4 i .. 4 i + 3 of the first 32 below, of the second 32 above. Units first .. first + count - 1: at most 16,
  * as many as 16-bit sums can hold (see BOTTOM). */
-INLINED void sum_q4_0(const fired *f, int first, int count, int64_t at, int both,
-                                                           __m256i *sum) {
+INLINED void sum_q4_0(const fired *f, int first, int count, int64_t at, int both, __m256i *sum) {
     __m256i top[4], bottom[4];
     for (int i = 0; i < 4; i++) top[i] = _mm256_setzero_si256(), bottom[i] = _mm256_set1_epi16(BOTTOM);
     for (int k = first; k < first + count; k += 2) {
@@ -66,8 +65,7 @@ INLINED void sum_q4_0(const fired *f, int first, int count, int64_t at, int both
 
 /* All outputs. `few` > 0: so many units fired, known to the compiler, since a short loop of unknown length costs more
  * than what it does. */
-INLINED void outputs_q4_0(const fired *f, const uint8_t *w, int32_t width,
-                                                               float *y, const plm_ahead *next, int few) {
+INLINED void outputs_q4_0(const fired *f, const uint8_t *w, int32_t width, float *y, const plm_ahead *next, int few) {
     const int32_t count = f->count;
     const __m256i start = _mm256_set1_epi32(-8 * f->sum - (count + 15) / 16 * BOTTOM);
     for (int32_t o = 0; o < width; o += 64) {

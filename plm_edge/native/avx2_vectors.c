@@ -52,7 +52,7 @@ static inline void quants_q8_0(const uint8_t *p, __m256 *v) {
 /* y (32 n) += `rows` rows, `bytes` apart, of n blocks, factors (rows, 8) of them: sums are loaded and stored once. */
 INLINED void add_blocks(const uint8_t *w, int64_t bytes, int rows, int n, const float *factors, float *y, int format,
                         const uint8_t *ask) {
-    const int size = format == PLM_Q8_0 ? 34 : 18;
+    const int size = plm_block_bytes(format);
     for (int b = 0; b < n; b++, w += size, y += PLM_BLOCK) {
         __m256 sum[4], v[4];
         ask_ahead(ask + rows * b * size, rows * size);
@@ -78,7 +78,7 @@ INLINED void add_blocks(const uint8_t *w, int64_t bytes, int rows, int n, const 
 /* y += `rows` <= 8 rows, with the scales of eight blocks at a time. */
 INLINED void add_some_rows(const uint8_t *w, int32_t n, const float *a, int rows, float *y, int format) {
     const int64_t bytes = plm_row_bytes(format, n);
-    const int32_t size = format == PLM_Q8_0 ? 34 : 18, blocks = n / PLM_BLOCK;
+    const int32_t size = plm_block_bytes(format), blocks = n / PLM_BLOCK;
     float factors[8 * 8];
     int32_t b = 0;
     for (; b + 8 <= blocks; b += 8) {

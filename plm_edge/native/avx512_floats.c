@@ -139,7 +139,7 @@ static inline __m256 first_scales(const uint8_t *w, int format) {
 /* y (32 n) += `rows` rows, `bytes` apart, of n blocks, factors (rows, 8) of them: sums are loaded and stored once. */
 INLINED void add_blocks(const uint8_t *w, int64_t bytes, int32_t rows, int n, const float *factors, float *y, int format,
                         const uint8_t *ask) {
-    const int size = format == PLM_Q8_0 ? 34 : 18;
+    const int size = plm_block_bytes(format);
     for (int b = 0; b < n; b++, w += size) {
         if (rows == 8) ask_ahead(ask + 8 * b * size, 8 * size); /* fewer are the last ones */
         float *to = y + b * PLM_BLOCK;
@@ -152,7 +152,7 @@ INLINED void add_blocks(const uint8_t *w, int64_t bytes, int32_t rows, int n, co
 /* Eight rows at a time. */
 INLINED void add_int_rows(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y, int format) {
     const int64_t bytes = plm_row_bytes(format, n);
-    const int size = format == PLM_Q8_0 ? 34 : 18, step = scales_at_once(format);
+    const int size = plm_block_bytes(format), step = scales_at_once(format);
     float factors[8 * 8];
     for (int32_t i = 0; i < count; i += 8, w += 8 * bytes) {
         const int32_t rows = count - i < 8 ? count - i : 8, blocks = n / PLM_BLOCK;

@@ -106,7 +106,7 @@ INLINED __m512 scales_q8_0(const uint8_t *w, int64_t bytes) {
  * rows behind. */
 INLINED __m512 sixteen_rows(const uint8_t *w, int64_t bytes, const four_blocks *x, int32_t fours, const uint8_t *next,
                             __m512 y, int format) {
-    const int block = format == PLM_Q8_0 ? 34 : 18;
+    const int block = plm_block_bytes(format);
     for (int32_t k = 0; k < fours; k++, x++, w += 4 * block) {
         __m512i part[4];
 #pragma GCC unroll 4
@@ -126,7 +126,7 @@ INLINED __m512 sixteen_rows(const uint8_t *w, int64_t bytes, const four_blocks *
 }
 
 INLINED void rows_of(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y, int format) {
-    const int32_t block = format == PLM_Q8_0 ? 34 : 18, blocks = cols / PLM_BLOCK, whole = blocks / 4 * 4;
+    const int32_t block = plm_block_bytes(format), blocks = cols / PLM_BLOCK, whole = blocks / 4 * 4;
     const int64_t bytes = blocks * (int64_t)block;
     four_blocks ready[READY / 4];
     int32_t r = 0;

@@ -235,7 +235,7 @@ size_t plm_down_items(const void *p) {
     return plm_ceil_div((size_t)a->down.rows, (size_t)outputs_of(a));
 }
 
-/* Asks memory for outputs first .. first + n of group g, a line or two of each row: no CPU guesses those. Always
+/* Asks memory for outputs first .. first + n of group g, of each row a part so short that no CPU guesses it. Always
  * inlined: see plm_ask. */
 static inline __attribute__((always_inline)) void ask_for_outputs(const plm_matrix *down, int32_t g, int32_t first,
                                                                   int32_t n) {

@@ -23,6 +23,9 @@ static inline float plm_squared_relu(float x) {
 /* A half where it lies, at any address. */
 static inline float plm_half_at(const uint8_t *p) { return plm_f16((uint16_t)(p[0] | p[1] << 8)); }
 
+/* 32 values of Q8_0 or Q4_0 in a plain row, their scale first. */
+static inline int plm_block_bytes(int format) { return format == PLM_Q8_0 ? 34 : 18; }
+
 static inline int64_t plm_row_bytes(int format, int32_t cols) {
     static const uint8_t bytes[PLM_FORMATS] = {4, 2, 2, 34, 18, PLM_Q4_K_BYTES, PLM_Q6_K_BYTES};
     static const int16_t values[PLM_FORMATS] = {1, 1, 1, PLM_BLOCK, PLM_BLOCK, PLM_SUPER, PLM_SUPER};

@@ -95,7 +95,7 @@ static inline void eight_lanes(const int16_t *x, int64_t lane, int64_t column, i
  * products: of a block, as four sums. */
 static inline float row_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int format,
                             int32x4_t (*products)(const uint8_t *w, const int16_t *q)) {
-    const int bytes = format == PLM_Q8_0 ? 34 : 18;
+    const int bytes = plm_block_bytes(format);
     int32_t b = 0, blocks = cols / PLM_BLOCK;
     float y = 0.0f, part[4];
     for (; b + 4 <= blocks; b += 4, w += 4 * bytes) {

@@ -148,7 +148,7 @@ static inline void add_int_rows(const uint8_t *w, int32_t n, const float *a, int
     for (int32_t i = 0; i < count; i += 4, w += 4 * bytes) {
         const int32_t rows = plm_min(4, count - i);
         for (int32_t b = 0; b < n / PLM_BLOCK; b++) {
-            const uint8_t *block = w + b * (format == PLM_Q8_0 ? 34 : 18);
+            const uint8_t *block = w + b * plm_block_bytes(format);
             float32x4_t sum[8], v[8];
             for (int k = 0; k < 8; k++) sum[k] = vld1q_f32(y + b * PLM_BLOCK + 4 * k);
             for (int32_t r = 0; r < rows; r++) {
