@@ -102,19 +102,27 @@ INLINED __m256i largest_halves(const uint16_t *x, int N) {
     return lower(_mm512_shuffle_i32x4(both, both, 0x88));
 }
 
-INLINED void pack_blocks(const uint16_t *x, float most_q, int16_t *q, float *scale, int N) {
-    const __m512i words = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26, 24,
-                                           22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+/* The scales of N blocks, and in the lanes what their halves are multiplied by: 0 where one is an infinity or a NaN. */
+INLINED __m512 scales_of_halves(const uint16_t *x, float most_q, float *scale, int N) {
     const __m512 largest = _mm512_set1_ps(most_q);
     __m512 most = _mm512_cvtph_ps(largest_halves(x, N));
     __mmask16 good = _mm512_cmp_ps_mask(most, _mm512_set1_ps(INFINITY), _CMP_LT_OQ); /* no NaN either */
     __mmask16 some = _mm512_cmp_ps_mask(most, _mm512_setzero_ps(), _CMP_GT_OQ);
-    _mm512_mask_storeu_ps(scale, first_of(N),
-                          _mm512_mask_mov_ps(_mm512_set1_ps(NAN), good, _mm512_div_ps(most, largest)));
-    float inverse[16];
-    _mm512_storeu_ps(inverse, _mm512_maskz_div_ps(good & some, largest, most));
+    __m512 scales = _mm512_mask_mov_ps(_mm512_set1_ps(NAN), good, _mm512_div_ps(most, largest));
+    _mm512_mask_storeu_ps(scale, first_of(N), scales);
+    return _mm512_maskz_div_ps(good & some, largest, most);
+}
+
+/* Halves of N blocks times what lies in the lanes. An infinity times 0 becomes a number whose low half is 0. Memory is
+ * asked for halves twice as far ahead as for weights: they are used up faster. */
+INLINED void round_halves(const uint16_t *x, __m512 inverse, int16_t *q, int N) {
+    const __m512i words = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26,
+                                           24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    float of_block[16];
+    _mm512_storeu_ps(of_block, inverse);
     for (int i = 0; i < N; i++, x += PLM_BLOCK, q += PLM_BLOCK) {
-        __m512 times = _mm512_set1_ps(inverse[i]); /* times infinity: a number whose low half is 0 */
+        const __m512 times = _mm512_set1_ps(of_block[i]);
+        _mm_prefetch((const void *)((uintptr_t)x + 2 * AHEAD), _MM_HINT_T0); /* may lie past the end: no pointer */
         __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(load16(x, PLM_F16), times));
         __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(load16(x + 16, PLM_F16), times));
         _mm512_storeu_si512(q, _mm512_permutex2var_epi16(low, words, high));
@@ -123,9 +131,20 @@ INLINED void pack_blocks(const uint16_t *x, float most_q, int16_t *q, float *sca
 
 void avx512_pack_halves(const uint16_t *x, int32_t cols, float most_q, int16_t *q, float *scale) {
     int32_t b = 0, blocks = cols / PLM_BLOCK;
-#define BLOCKS(n) \
-    for (; b + (n) <= blocks; b += (n)) pack_blocks(x + b * PLM_BLOCK, most_q, q + b * PLM_BLOCK, scale + b, (n));
-    BLOCKS(16)
+    if (blocks >= 16) {
+        __m512 inverse = scales_of_halves(x, most_q, scale, 16);
+        for (; b + 32 <= blocks; b += 16) { /* the next 16 are divided while these are multiplied */
+            __m512 next = scales_of_halves(x + (b + 16) * PLM_BLOCK, most_q, scale + b + 16, 16);
+            round_halves(x + b * PLM_BLOCK, inverse, q + b * PLM_BLOCK, 16);
+            inverse = next;
+        }
+        round_halves(x + b * PLM_BLOCK, inverse, q + b * PLM_BLOCK, 16);
+        b += 16;
+    }
+#define BLOCKS(n)                                                                                                    \
+    for (; b + (n) <= blocks; b += (n))                                                                              \
+        round_halves(x + b * PLM_BLOCK, scales_of_halves(x + b * PLM_BLOCK, most_q, scale + b, (n)),                 \
+                     q + b * PLM_BLOCK, (n));
     BLOCKS(2)
     BLOCKS(1)
 #undef BLOCKS

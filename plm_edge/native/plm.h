@@ -134,7 +134,7 @@ typedef struct {
     /* One row of floats to integers: q = round(x / scale), scale = max|x| / most of its block; `sum` may be NULL. A NaN
      * or an infinity makes the scale NaN, so that it shows in every product. */
     void (*pack)(const float *x, int32_t cols, float most, int16_t *q, float *scale, int32_t *sum);
-    /* The same of a row of halves. */
+    /* The same of a row of halves. Meanwhile memory may be asked for what lies behind it. */
     void (*pack_halves)(const uint16_t *x, int32_t cols, float most, int16_t *q, float *scale);
     /* Panels: 16 lanes of 16-bit integers, in an order of the set's own. Column c of lane r is x[r * lane + c *
      * column]; lanes from `lanes` on are 0. columns is a multiple of 32. */
