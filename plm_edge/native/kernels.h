@@ -40,21 +40,25 @@ static inline int64_t plm_tile_bytes(int format, int32_t cols) {
 /* Formats of superblocks. */
 static inline int plm_is_super(int format) { return format >= PLM_Q4_K; }
 
-/* Asks memory for the share of outputs o .. o + PLM_SHARE. For an o in between, nothing. Always inlined: gcc takes a
- * function that only prefetches for one that does nothing, and drops its calls. */
-static inline __attribute__((always_inline)) void plm_ask(const plm_ahead *next, int32_t o) {
+/* Always inlined, like the next one: gcc takes a function that only prefetches for one that does nothing, and drops its
+ * calls. */
+static inline __attribute__((always_inline)) void plm_ask_line(const uint8_t *line, int32_t near) {
     enum { SECOND_CACHE = 2, FIRST_CACHE = 3 };
+    if (near)
+        __builtin_prefetch(line, 0, FIRST_CACHE);
+    else
+        __builtin_prefetch(line, 0, SECOND_CACHE);
+}
+
+/* Asks memory for the share of outputs o .. o + PLM_SHARE. For an o in between, nothing. */
+static inline __attribute__((always_inline)) void plm_ask(const plm_ahead *next, int32_t o) {
+    const int64_t share = o / PLM_SHARE;
     if (o % PLM_SHARE || !next->rows) return;
     for (int32_t i = 0; i < next->rows; i++)
-        for (int32_t at = 0; at < next->row_share; at += PLM_LINE) {
-            const uint8_t *line = next->row[i] + (int64_t)(o / PLM_SHARE) * next->row_share + at;
-            if (next->near)
-                __builtin_prefetch(line, 0, FIRST_CACHE);
-            else
-                __builtin_prefetch(line, 0, SECOND_CACHE);
-        }
+        for (int32_t at = 0; at < next->row_share; at += PLM_LINE)
+            plm_ask_line(next->row[i] + share * next->row_share + at, next->near);
     for (int32_t at = 0; at < next->scales_share; at += PLM_LINE)
-        __builtin_prefetch(next->scales + (int64_t)(o / PLM_SHARE) * next->scales_share + at, 0, SECOND_CACHE);
+        plm_ask_line(next->scales + share * next->scales_share + at, next->near);
 }
 
 typedef void plm_tile(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,

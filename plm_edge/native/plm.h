@@ -71,7 +71,7 @@ typedef struct {
     const uint8_t *row[PLM_BLOCK]; /* of the units that fired */
     const uint8_t *scales;
     int32_t rows, row_share, scales_share; /* how many rows; bytes of each share */
-    int32_t near;                          /* rows into the first cache, or the second */
+    int32_t near;                          /* into the first cache, or the second */
 } plm_ahead;
 
 /* Units of a group that fired, as integers, token after token: `count`, an even number, of `words` and of `which` (the
@@ -267,8 +267,8 @@ typedef struct {
 
 /* The fused squared-ReLU pair for T <= PLM_FEW tokens: h (T, down.cols) = max(up x, 0)^2 and partial (T, 16,
  * down.rows) = slices of down h. A unit that fired for no token is a row that is not read; unit_rows (16) counts up
- * those that are, slice by slice. up TILE16X4, down GROUP32. near: whether rows are asked for into the first cache, for
- * one that holds two groups of them. */
+ * those that are, slice by slice. up TILE16X4, down GROUP32. near: whether rows and scales are asked for into the first
+ * cache, for one that holds those of two groups. */
 typedef struct {
     const plm_isa *isa;
     const plm_step *step;
