@@ -238,6 +238,10 @@ void avx2_blend(const float *weights, const float *x, int32_t stride, int32_t ro
 /* A tile of several tokens by way of panels, which `product` multiplies; the panels are those of avx2_weave. */
 typedef void avx2_product(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
                           const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride);
+typedef void avx2_unpack(const uint8_t *block, int16_t *panel, float *scales);
+/* The same with panels that `unpack` makes, of blocks of a tile of `bytes` each. */
+void avx2_several(const uint8_t *w, int bytes, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                  int32_t stride, avx2_unpack *unpack, avx2_product *product);
 void avx2_several_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,
                        avx2_product *product);
 void avx2_several_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,

@@ -47,7 +47,7 @@ void avx2_weigh(const int16_t *a, const int16_t *b, int32_t n, int16_t *y) {
     if (i < n) plm_scalar.weigh(a + i, b + i, n - i, y + i);
 }
 
-static void unpack_block(const uint8_t *w, int16_t *panel, float *scales, int format) {
+INLINED void unpack_block(const uint8_t *w, int16_t *panel, float *scales, int format) {
     _mm256_storeu_ps(scales, scales8(w));
     _mm256_storeu_ps(scales + 8, scales8(w + 16));
     for (int g = 0; g < (format == PLM_Q8_0 ? 8 : 4); g++, panel += 4 * PLM_TILE)
@@ -62,10 +62,12 @@ static void unpack_block(const uint8_t *w, int16_t *panel, float *scales, int fo
         }
 }
 
-/* Several tokens: the tile becomes a panel, a chunk at a time, which all of them meet. */
-static inline void tile_int(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
-                            int32_t stride, int format, avx2_product *product) {
-    const int32_t blocks = cols / PLM_BLOCK, bytes = format == PLM_Q8_0 ? 544 : 288;
+static void unpack_q8_0(const uint8_t *w, int16_t *panel, float *scales) { unpack_block(w, panel, scales, PLM_Q8_0); }
+static void unpack_q4_0(const uint8_t *w, int16_t *panel, float *scales) { unpack_block(w, panel, scales, PLM_Q4_0); }
+
+void avx2_several(const uint8_t *w, int bytes, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                  int32_t stride, avx2_unpack *unpack, avx2_product *product) {
+    const int32_t blocks = cols / PLM_BLOCK;
     _Alignas(PLM_LINE) int16_t room[CHUNK * PANEL_BLOCK];
     _Alignas(PLM_LINE) float scales[CHUNK * PLM_TILE];
     for (int64_t t = 0; t < tokens; t++) memset(y + t * stride, 0, PLM_TILE * sizeof *y);
@@ -73,7 +75,7 @@ static inline void tile_int(const uint8_t *w, int32_t cols, const plm_vectors *x
         int32_t n = blocks - b < CHUNK ? blocks - b : CHUNK;
         for (int32_t i = 0; i < n; i++, w += bytes) {
             ask_ahead(w, bytes);
-            unpack_block(w, room + i * PANEL_BLOCK, scales + i * PLM_TILE, format);
+            unpack(w, room + i * PANEL_BLOCK, scales + i * PLM_TILE);
         }
         product(room, scales, n, x->q + b * PLM_BLOCK, cols, x->scale + b, blocks, tokens, y, stride);
     }
@@ -81,11 +83,11 @@ static inline void tile_int(const uint8_t *w, int32_t cols, const plm_vectors *x
 
 void avx2_several_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,
                        avx2_product *product) {
-    tile_int(w, cols, x, tokens, y, stride, PLM_Q8_0, product);
+    avx2_several(w, 544, cols, x, tokens, y, stride, unpack_q8_0, product);
 }
 void avx2_several_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,
                        avx2_product *product) {
-    tile_int(w, cols, x, tokens, y, stride, PLM_Q4_0, product);
+    avx2_several(w, 288, cols, x, tokens, y, stride, unpack_q4_0, product);
 }
 
 /* ---- activations of 8 bits: bytes of 16 rows, four columns each, as a tile has them ---- */

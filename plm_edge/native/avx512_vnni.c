@@ -71,52 +71,18 @@ static void four_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, floa
     tiles_q8_0(w, cols, x, y, next, 4);
 }
 
-/* ---- panels as avx2_weave makes them: a register is a pair of columns of all 16 lanes ---- */
-
-/* R <= 8 rows of x, their results in registers. */
-INLINED void panel_rows_512(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x,
-                            int32_t x_stride, const float *x_scale, int32_t x_blocks, float *y, int32_t stride, int R) {
-    __m512 out[8];
-    for (int r = 0; r < R; r++) out[r] = _mm512_loadu_ps(y + (int64_t)r * stride);
-    for (int32_t b = 0; b < blocks; b++, scales += PLM_TILE, x += PLM_BLOCK) {
-        __m512i sum[8];
-        for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_si512();
-        for (int p = 0; p < PLM_BLOCK / 2; p++, panel += 2 * PLM_TILE) {
-            __m512i v = load64(panel);
-            for (int r = 0; r < R; r++) sum[r] = add_words(sum[r], v, in_every(x + (int64_t)r * x_stride + 2 * p));
-        }
-        __m512 of_block = _mm512_loadu_ps(scales);
-        for (int r = 0; r < R; r++) out[r] = add_scaled16(out[r], sum[r], of_block, x_scale[r * x_blocks + b]);
-    }
-    for (int r = 0; r < R; r++) _mm512_storeu_ps(y + (int64_t)r * stride, out[r]);
-}
-
-static void panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
-                  const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride) {
-#define ROWS(n)                                                                                        \
-    for (; rows >= (n); rows -= (n)) {                                                                 \
-        panel_rows_512(panel, scales, blocks, x, x_stride, x_scale, x_blocks, y, stride, (n));         \
-        x += (n) * (int64_t)x_stride, x_scale += (n) * (int64_t)x_blocks, y += (n) * (int64_t)stride; \
-    }
-    ROWS(8)
-    ROWS(4)
-    ROWS(2)
-    ROWS(1)
-#undef ROWS
-}
-
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
         tiles_q8_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q8_0, cols), 1);
     else
-        avx2_several_q8_0(w, cols, x, tokens, y, stride, panel);
+        avx512_several_q8_0(w, cols, x, tokens, y, stride);
 }
 
 static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
         tiles_q4_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q4_0, cols), 1);
     else
-        avx2_several_q4_0(w, cols, x, tokens, y, stride, panel);
+        avx512_several_q4_0(w, cols, x, tokens, y, stride);
 }
 
 static void weigh(const int16_t *a, const int16_t *b, int32_t n, int16_t *y) {
@@ -306,8 +272,8 @@ const plm_isa plm_avx512_vnni = {
     .mix_words = mix_words,
     .pack = avx512_pack,
     .pack_halves = avx512_pack_halves,
-    .weave = avx2_weave,
-    .panel = panel,
+    .weave = avx512_weave,
+    .panel = avx512_panel,
     .weigh = weigh,
     .exps = avx512_exps,
     .dot = avx512_dot,
