@@ -66,21 +66,29 @@ static void pack_halves(const plm_isa *isa, const uint8_t *x, int32_t n, int16_t
     plm_pack_part(isa, end, n - whole, q + whole, scale + whole / PLM_BLOCK);
 }
 
+/* n values of 16 bits. A call of memcpy for two cache lines takes longer than they. */
+static inline void copy_words(void *to, const void *from, int32_t n) {
+    int32_t at = 0;
+    for (; at + PLM_BLOCK <= n; at += PLM_BLOCK)
+        memcpy((int16_t *)to + at, (const int16_t *)from + at, PLM_BLOCK * sizeof(int16_t));
+    if (at < n) memcpy((int16_t *)to + at, (const int16_t *)from + at, (size_t)(n - at) * sizeof(int16_t));
+}
+
 /* The latents and scales of rows of Q8_0, and their rope keys, which are packed all at once. */
 static void integers_of_q8_0(const plm_attention *a, int32_t first, int32_t n, const plm_row_block *rows) {
     int32_t width = plm_row_width(a), blocks = a->rank / PLM_BLOCK, rope = plm_whole_blocks(a->rope);
+    if (rope > a->rope) memset(rows->ropes, 0, (size_t)(n * rope) * sizeof *rows->ropes);
     for (int32_t r = 0; r < n; r++) {
         const uint8_t *row = plm_cached_row(a, first + r), *scales = row + a->rank;
         a->isa->words((const int8_t *)row, a->rank, rows->q + r * width);
         a->isa->widen((const uint16_t *)(const void *)scales, blocks, rows->scale + r * (width / PLM_BLOCK));
-        memcpy(rows->ropes + r * rope, scales + 2 * blocks, (size_t)a->rope * sizeof *rows->ropes);
-        memset(rows->ropes + r * rope + a->rope, 0, (size_t)(rope - a->rope) * sizeof *rows->ropes);
+        copy_words(rows->ropes + r * rope, scales + 2 * blocks, a->rope);
     }
     a->isa->pack_halves(rows->ropes, n * rope, PLM_PANEL, rows->rope_q, rows->rope_scale);
     for (int32_t r = 0; r < n; r++) {
-        memcpy(rows->q + r * width + a->rank, rows->rope_q + r * rope, (size_t)rope * sizeof *rows->q);
-        memcpy(rows->scale + r * (width / PLM_BLOCK) + blocks, rows->rope_scale + r * (rope / PLM_BLOCK),
-               (size_t)(rope / PLM_BLOCK) * sizeof(float));
+        copy_words(rows->q + r * width + a->rank, rows->rope_q + r * rope, rope);
+        for (int32_t b = 0; b < rope / PLM_BLOCK; b++)
+            rows->scale[r * (width / PLM_BLOCK) + blocks + b] = rows->rope_scale[r * (rope / PLM_BLOCK) + b];
     }
 }
 

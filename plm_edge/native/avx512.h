@@ -122,6 +122,7 @@ void avx512_mix(const float *a, const uint8_t *which, int32_t count, const float
 void avx512_pack(const float *x, int32_t cols, float most, int16_t *q, float *scale, int32_t *sum);
 int32_t avx512_keep_words(const float *x, int16_t *words, uint8_t *which, float *scale);
 void avx512_pack_halves(const uint16_t *x, int32_t cols, float most, int16_t *q, float *scale);
+void avx512_words(const int8_t *q, int32_t n, int16_t *y);
 void avx512_exps(float *x, int32_t n);
 float avx512_dot(const float *a, const float *b, int32_t n);
 void avx512_add(float a, const float *x, int32_t n, float *y);

@@ -11,6 +11,12 @@ void avx512_widen(const uint16_t *f16, int32_t n, float *y) {
     }
 }
 
+void avx512_words(const int8_t *q, int32_t n, int16_t *y) {
+    int32_t i = 0;
+    for (; i + 32 <= n; i += 32) _mm512_storeu_si512(y + i, _mm512_cvtepi8_epi16(load32(q + i)));
+    avx2_words(q + i, n - i, y + i);
+}
+
 void avx512_exps(float *x, int32_t n) {
     for (int32_t i = 0; i < n; i += 16) {
         __mmask16 first = first_of(n - i);
