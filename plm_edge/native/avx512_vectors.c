@@ -13,7 +13,10 @@ void avx512_widen(const uint16_t *f16, int32_t n, float *y) {
 
 void avx512_words(const int8_t *q, int32_t n, int16_t *y) {
     int32_t i = 0;
-    for (; i + 32 <= n; i += 32) _mm512_storeu_si512(y + i, _mm512_cvtepi8_epi16(load32(q + i)));
+    for (; i + 64 <= n; i += 64) {
+        ask_ahead((const uint8_t *)q + i, 64);
+        for (int k = 0; k < 64; k += 32) _mm512_storeu_si512(y + i + k, _mm512_cvtepi8_epi16(load32(q + i + k)));
+    }
     avx2_words(q + i, n - i, y + i);
 }
 
