@@ -58,6 +58,7 @@ def workspace(
     """
     few, groups = min(kernels.FEW, chunk), -(-spec.d_ffn // kernels.BLOCK)
     partial = kernels.partial_floats(spec.heads, spec.rank)
+    queries = kernels.query_bytes(spec.heads, spec.rank, spec.rope)
     scratch = kernels.attention_scratch(
         spec.heads, spec.nope, spec.rope, spec.v_head, spec.rank, chunk
     )
@@ -68,7 +69,7 @@ def workspace(
         *_activations("h", chunk, spec.d_model, True),
         Buffer("q", (chunk, spec.heads * (spec.nope + spec.rope))),
         Buffer("kv_a", (chunk, spec.rank + spec.rope)),
-        Buffer("q_latent", (chunk, spec.heads, spec.rank)),
+        Buffer("queries", (chunk, queries), "u1"),
         Buffer("partial", (max(chunk, few * kernels.SLICES), partial)),
         *_activations("heads", chunk, spec.heads * spec.v_head, True),
         *_activations("units", chunk, spec.d_ffn),  # or what fired of them: d_ffn values a token

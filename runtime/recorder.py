@@ -143,7 +143,7 @@ class KernelRecorder:
             self._matrix(kv_b),
             self._at("q"),
             cache.ctypes.data,
-            self._at("q_latent"),
+            self._at("queries"),
             self._at("partial"),
             self._at("heads"),
             scratch.ctypes.data,

@@ -160,7 +160,7 @@ class Case:
         slices = max(kernels.SLICES * kernels.FEW, self.tokens)
         y = np.full((self.tokens, self.heads, self.v_head), np.nan, np.float32)
         room = (
-            np.full(self.tokens * self.heads * self.rank, np.nan, np.float32),
+            kernels.aligned(self.tokens * kernels.query_bytes(self.heads, self.rank, self.rope)),
             np.full(slices * kernels.partial_floats(self.heads, self.rank), np.nan, np.float32),
             y,
             kernels.aligned(threads * scratch_bytes).view(np.float32),

@@ -24,8 +24,8 @@ static size_t take_floats(float_room *w, uint8_t *base, const plm_attention *a) 
 
 typedef struct {
     plm_row_block rows;
-    int16_t *q, *panels;      /* the queries (heads, width), and as panels with the heads in the lanes */
-    float *q_scale, *scales;  /* (heads, width / 32), (panels, width / 32, 16) */
+    int16_t *panels;          /* the queries as panels with the heads in the lanes */
+    float *scales;            /* (panels, width / 32, 16) */
     float *scores, *by_head;  /* (panels, 32, 16), (heads, 32) */
     float *most, *sum, *shrink; /* (panels, 16), (panels, 16), (16) */
     int16_t *weight;          /* by_head as integers, scale by head */
@@ -42,9 +42,7 @@ static size_t take_attend(attend_room *w, uint8_t *base, const plm_attention *a)
     size_t heads = (size_t)a->heads, width = (size_t)plm_row_width(a), blocks = width / PLM_BLOCK;
     size_t panels = plm_panels_of(a->heads), latents = (size_t)plm_latent_width(a) / PLM_BLOCK;
     w->rows = plm_take_rows(&r, a);
-    w->q = plm_take(&r, heads * width, sizeof *w->q);
     w->panels = plm_take(&r, panels * width * PLM_TILE, sizeof *w->panels);
-    w->q_scale = plm_take(&r, heads * blocks, sizeof *w->q_scale);
     w->scales = plm_take(&r, panels * blocks * PLM_TILE, sizeof *w->scales);
     w->scores = plm_take(&r, PLM_CONTEXT_BLOCK * panels * PLM_TILE, sizeof *w->scores);
     w->most = plm_take(&r, panels * PLM_TILE, sizeof *w->most);
@@ -62,7 +60,7 @@ static size_t take_attend(attend_room *w, uint8_t *base, const plm_attention *a)
     return r.used;
 }
 
-/* UNABSORB needs a latent and its packed form. */
+/* ABSORB needs a latent, UNABSORB its packed form too. */
 size_t plm_attend_scratch(const plm_attention *a) {
     attend_room integers;
     float_room floats;
@@ -77,13 +75,26 @@ size_t plm_absorb_items(const void *p) {
     return (size_t)a->step->n_tokens * (size_t)a->heads;
 }
 
+/* Once for all slices of the context that will meet them. */
+static void pack_query(const plm_attention *a, int32_t h, const float *latent, const float *rope, uint8_t *queries) {
+    const int32_t width = plm_row_width(a), blocks = width / PLM_BLOCK, latents = plm_latent_width(a);
+    int16_t *q = (int16_t *)(void *)queries + (int64_t)h * width;
+    float *scale = plm_query_scales(a, queries) + h * blocks;
+    plm_pack_part(a->isa, latent, a->rank, q, scale);
+    plm_pack_part(a->isa, rope, a->rope, q + latents, scale + latents / PLM_BLOCK);
+    for (int32_t b = 0; b < blocks; b++) scale[b] *= a->scale;
+}
+
 void plm_absorb_item(const void *p, size_t item, int thread) {
     const plm_attention *a = p;
+    const int32_t h = (int32_t)(item % (size_t)a->heads);
     const float *q = a->q + (int64_t)item * (a->nope + a->rope);
-    float *y = a->q_latent + (int64_t)item * a->rank;
-    (void)thread;
-    memset(y, 0, (size_t)a->rank * sizeof *y);
-    a->isa->add_rows[a->kv_b.format](plm_head_row(a, (int32_t)(item % (size_t)a->heads), 0), a->rank, q, a->nope, y);
+    uint8_t *queries = plm_queries_of(a, (int64_t)(item / (size_t)a->heads));
+    float *latent = plm_cache_is_float(a) ? (float *)(void *)queries + (int64_t)h * a->rank
+                                          : (float *)(void *)plm_scratch_of(a, thread);
+    memset(latent, 0, (size_t)a->rank * sizeof *latent);
+    a->isa->add_rows[a->kv_b.format](plm_head_row(a, h, 0), a->rank, q, a->nope, latent);
+    if (!plm_cache_is_float(a)) pack_query(a, h, latent, q + a->nope, queries);
 }
 
 /* Slices of one token's context; a function of the call alone, never of the threads. */
@@ -101,7 +112,8 @@ size_t plm_attend_items(const void *p) {
 /* The running softmax of one token over a slice of its context. */
 typedef struct {
     const plm_attention *a;
-    const float *q, *q_latent; /* (heads, nope + rope), (heads, rank) */
+    const float *q;            /* (heads, nope + rope) */
+    uint8_t *queries;
     int32_t first, last;       /* rows */
     float *most, *sum, *latent; /* (heads), (heads), (heads, latent_width) */
 } slice;
@@ -115,7 +127,8 @@ static void attend_in_floats(const slice *s, uint8_t *scratch) {
     for (int32_t g = 0; g < groups; g++) {
         int32_t h = g * PLM_TILE, lanes = plm_min(PLM_TILE, a->heads - h);
         float *queries = w.queries + (int64_t)g * width * PLM_TILE;
-        a->isa->lanes(s->q_latent + (int64_t)h * a->rank, a->rank, lanes, a->rank, queries);
+        const float *latents = (const float *)(const void *)s->queries + (int64_t)h * a->rank;
+        a->isa->lanes(latents, a->rank, lanes, a->rank, queries);
         a->isa->lanes(s->q + (int64_t)h * each + a->nope, each, lanes, a->rope, queries + a->rank * PLM_TILE);
     }
     for (int32_t i = 0; i < groups * PLM_TILE; i++) w.most[i] = -INFINITY, w.sum[i] = 0.0f;
@@ -134,21 +147,6 @@ static void attend_in_floats(const slice *s, uint8_t *scratch) {
     }
     memcpy(s->most, w.most, (size_t)a->heads * sizeof *w.most);
     memcpy(s->sum, w.sum, (size_t)a->heads * sizeof *w.sum);
-}
-
-/* The queries as panels with the heads in the lanes; the scale of the scores is in their scales. */
-static void weave_queries(const slice *s, const attend_room *w) {
-    const plm_attention *a = s->a;
-    int32_t width = plm_row_width(a), latents = plm_latent_width(a), blocks = width / PLM_BLOCK;
-    for (int32_t h = 0; h < a->heads; h++) {
-        int16_t *q = w->q + (int64_t)h * width;
-        float *scale = w->q_scale + h * blocks;
-        plm_pack_part(a->isa, s->q_latent + (int64_t)h * a->rank, a->rank, q, scale);
-        plm_pack_part(a->isa, s->q + (int64_t)h * (a->nope + a->rope) + a->nope, a->rope, q + latents,
-                  scale + latents / PLM_BLOCK);
-    }
-    for (int32_t i = 0; i < a->heads * blocks; i++) w->q_scale[i] *= a->scale;
-    plm_weave_rows(a->isa, w->q, w->q_scale, a->heads, width, w->panels, w->scales);
 }
 
 /* The weights of a block as integers by head, and the scales of its latents as integers by block of the latent. */
@@ -214,7 +212,8 @@ static void attend_in_integers(const slice *s, uint8_t *scratch) {
     attend_room w;
     take_attend(&w, scratch, a);
     int32_t width = plm_row_width(a), blocks = width / PLM_BLOCK, panels = (int32_t)plm_panels_of(a->heads);
-    weave_queries(s, &w);
+    plm_weave_rows(a->isa, (const int16_t *)(const void *)s->queries, plm_query_scales(a, s->queries), a->heads, width,
+                   w.panels, w.scales);
     for (int32_t i = 0; i < panels * PLM_TILE; i++) w.most[i] = -INFINITY, w.sum[i] = 0.0f;
     for (int32_t at = s->first; at < s->last; at += PLM_CONTEXT_BLOCK) {
         int32_t n = plm_min(PLM_CONTEXT_BLOCK, s->last - at);
@@ -239,7 +238,7 @@ void plm_attend_item(const void *p, size_t item, int thread) {
     float *partial = partial_of(a, t, part);
     slice s = {a,
                a->q + (int64_t)t * a->heads * (a->nope + a->rope),
-               a->q_latent + (int64_t)t * a->heads * a->rank,
+               plm_queries_of(a, t),
                plm_min(n, part * each),
                plm_min(n, (part + 1) * each),
                partial,

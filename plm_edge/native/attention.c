@@ -5,6 +5,12 @@
  * exp(score - maximum) and the sum of the latents with those weights, filled up to whole blocks. */
 size_t plm_partial_floats(int32_t heads, int32_t rank) { return (size_t)heads * ((size_t)plm_whole_blocks(rank) + 2); }
 
+size_t plm_query_bytes(int32_t heads, int32_t rank, int32_t rope) {
+    size_t width = (size_t)plm_whole_blocks(rank) + (size_t)plm_whole_blocks(rope);
+    size_t integers = width * sizeof(int16_t) + width / PLM_BLOCK * sizeof(float), floats = (size_t)rank * sizeof(float);
+    return plm_ceil_div((size_t)heads * (integers > floats ? integers : floats), PLM_LINE) * PLM_LINE;
+}
+
 size_t plm_attention_scratch(int32_t heads, int32_t nope, int32_t rope, int32_t v_head, int32_t rank, int32_t chunk) {
     plm_attention a = {.heads = heads, .nope = nope, .rope = rope, .v_head = v_head, .rank = rank, .chunk = chunk};
     size_t attend = plm_attend_scratch(&a), expand = plm_expand_scratch(&a);

@@ -142,7 +142,7 @@ class Attention(Structure):
         ("kv_b", Matrix),
         ("q", c_void_p),
         ("cache", c_void_p),
-        ("q_latent", c_void_p),
+        ("queries", c_void_p),
         ("partial", c_void_p),
         ("y", c_void_p),
         ("scratch", c_void_p),
@@ -286,6 +286,13 @@ def partial_floats(heads: int, rank: int) -> int:
     function = lib().plm_partial_floats
     function.restype, function.argtypes = c_size_t, (c_int32, c_int32)
     return int(function(heads, rank))
+
+
+def query_bytes(heads: int, rank: int, rope: int) -> int:
+    """Bytes of the queries of one token as they meet cached rows."""
+    function = lib().plm_query_bytes
+    function.restype, function.argtypes = c_size_t, (c_int32,) * 3
+    return int(function(heads, rank, rope))
 
 
 def attention_scratch(heads: int, nope: int, rope: int, v_head: int, rank: int, chunk: int) -> int:

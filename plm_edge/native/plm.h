@@ -256,7 +256,7 @@ typedef struct {
     plm_matrix kv_b;
     const float *q;       /* (T, heads, nope + rope), rotated */
     const void *cache;    /* n_ctx rows as `stored` says */
-    float *q_latent;      /* (T, heads, rank): W_uk^T q */
+    uint8_t *queries;     /* T times plm_query_bytes(): W_uk^T q and the rope part of q, as they meet cached rows */
     float *partial;       /* slices of the context: plm_partial_floats() each, max(T, PLM_FEW * PLM_SLICES) of them */
     float *y;             /* (T, heads * v_head) */
     uint8_t *scratch;     /* plm_attention_scratch() bytes for each thread */
@@ -345,7 +345,7 @@ enum {
     PLM_OP_PRODUCT,
     PLM_OP_ROTATE,
     PLM_OP_REMEMBER,
-    PLM_OP_ABSORB,   /* q_latent = W_uk^T q */
+    PLM_OP_ABSORB,   /* queries = W_uk^T q */
     PLM_OP_ATTEND,   /* partial = slices of the softmax over the cached rows */
     PLM_OP_UNABSORB, /* y = W_uv of the slices put together */
     PLM_OP_EXPAND,   /* y = attention over keys and values built from the cached rows, head by head */
@@ -376,6 +376,7 @@ enum { PLM_SLICES = 16 };
 PLM_API plm_kernel plm_kernel_of(int op);
 plm_kernel plm_screen_kernel_of(int op); /* PLM_OP_PEAK .. PLM_OP_LEVEL: screen.c */
 PLM_API size_t plm_partial_floats(int32_t heads, int32_t rank);
+PLM_API size_t plm_query_bytes(int32_t heads, int32_t rank, int32_t rope);
 PLM_API size_t plm_attention_scratch(int32_t heads, int32_t nope, int32_t rope, int32_t v_head, int32_t rank,
                                      int32_t chunk);
 
