@@ -138,15 +138,17 @@ static inline __m512 pairs_of_rows(const float *x, int64_t stride, __mmask16 lan
 }
 
 /* L <= 8 lanes of 32 columns, which begin at x and y; coefficients (pairs, 16) and factors (16) from lane 0 of them.
- * `next` as in scores_of: a line of it for each pair is asked for. */
+ * `next` as in scores_of: `share` bytes of it are asked for, spread over the pairs. */
 INLINED void blend_block(const int16_t *x, int64_t stride, int32_t pairs, const int32_t *coefficients,
-                         const float *factors, const float *shrink, float *y, int64_t y_stride, uintptr_t next, int L) {
+                         const float *factors, const float *shrink, float *y, int64_t y_stride, uintptr_t next,
+                         uintptr_t share, int L) {
     const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
     const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
     __m512i sum[8][2]; /* 0: columns 0..3, 8..11, 16..19, 24..27, 1: the others */
     for (int l = 0; l < L; l++) sum[l][0] = sum[l][1] = _mm512_setzero_si512();
     for (int32_t p = 0; p < pairs; p++, x += 2 * stride, coefficients += PLM_TILE) {
-        if (next) _mm_prefetch((const void *)(next + (unsigned)(p * LINE)), _MM_HINT_T1);
+        for (uintptr_t at = (uintptr_t)p * LINE; at < share; at += (uintptr_t)pairs * LINE)
+            _mm_prefetch((const void *)(next + at), _MM_HINT_T1);
         __m512i even = load64(x), odd = load64(x + stride);
         __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
         for (int l = 0; l < L; l++) {
@@ -170,8 +172,9 @@ void avx512_blend_words(const float *weights, const int16_t *x, const float *sca
     enum { PAIRS = PLM_BLOCK / 2 };
     int32_t of_rows[PAIRS][PLM_TILE], scale_of_rows[PAIRS][PLM_TILE], coefficients[PAIRS][PLM_TILE];
     float factors[PLM_TILE], of_blocks[PLM_TILE];
-    uintptr_t ahead = (uintptr_t)next, end = ahead + (uintptr_t)(2 * rows * stride);
-    const int32_t pairs = (rows + 1) / 2, blocks = n / PLM_BLOCK;
+    const int32_t pairs = (rows + 1) / 2, blocks = n / PLM_BLOCK, calls = blocks * (lanes / 8 + lanes % 8);
+    const uintptr_t share = next ? plm_ceil_div((size_t)(2 * rows * stride), (size_t)(calls * LINE)) * LINE : 0;
+    uintptr_t ahead = (uintptr_t)next;
     const __m512 of_lanes = pairs_of_rows(weights, PLM_TILE, 0xffff, rows, PLM_LARGEST, of_rows);
     for (int32_t b = 0; b < blocks; b++) {
         const int32_t i = b % PLM_TILE;
@@ -191,8 +194,8 @@ void avx512_blend_words(const float *weights, const int16_t *x, const float *sca
 #define LANES(n)                                                                                                    \
     for (; l + (n) <= lanes; l += (n)) {                                                                              \
         blend_block(columns, stride, pairs, coefficients[0] + l, factors + l, shrink + l, to + (int64_t)l * y_stride, \
-                    y_stride, ahead, (n));                                                                             \
-        ahead = ahead && ahead + (uintptr_t)(pairs * LINE) < end ? ahead + (uintptr_t)(pairs * LINE) : 0;             \
+                    y_stride, ahead, share, (n));                                                                      \
+        ahead += share;                                                                                               \
     }
         LANES(8)
         LANES(1)
