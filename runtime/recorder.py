@@ -38,7 +38,7 @@ class MappedWeight:
         return int(self.data.nbytes)
 
 
-# Bytes of a first cache that holds the rows of two groups: docs/decisions.md.
+# Bytes of a first cache that holds rows and scales of two groups: docs/decisions.md.
 _HOLDS_ROWS = 48 << 10
 
 

@@ -117,6 +117,13 @@ def test_remember_appends_the_normed_latent_and_the_rotated_key(name, half):
     assert (cache[n_past + 3 :] == 7).all()
 
 
+def spoilt(size):
+    """Bytes to be written before they are read: NaN as floats, -1 as integers."""
+    room = kernels.aligned(size)
+    room[:] = 0xFF
+    return room
+
+
 @dataclass
 class Case:
     """Attention of `tokens` queries that follow `n_past` cached rows."""
@@ -160,10 +167,10 @@ class Case:
         slices = max(kernels.SLICES * kernels.FEW, self.tokens)
         y = np.full((self.tokens, self.heads, self.v_head), np.nan, np.float32)
         room = (
-            kernels.aligned(self.tokens * kernels.query_bytes(self.heads, self.rank, self.rope)),
+            spoilt(self.tokens * kernels.query_bytes(self.heads, self.rank, self.rope)),
             np.full(slices * kernels.partial_floats(self.heads, self.rank), np.nan, np.float32),
             y,
-            kernels.aligned(threads * scratch_bytes).view(np.float32),
+            spoilt(threads * scratch_bytes),
         )
         args = kernels.Attention(
             isa(name),
@@ -193,6 +200,9 @@ CASES = [
     Case("Q8_0", 50, 3, stored="q8_0"),
     Case("Q4_0", 33, 1, stored="q8_0"),
     Case("F16", 33, 17, nope=1, rope=2, v_head=1, heads=1),
+    Case("Q8_0", 71, 1, heads=16, rope=64),
+    Case("Q4_0", 41, 3, heads=19, rope=40, stored="q8_0"),
+    Case("F32", 33, 2, heads=17, stored="f32"),
 ]
 
 

@@ -6,8 +6,9 @@
 size_t plm_partial_floats(int32_t heads, int32_t rank) { return (size_t)heads * ((size_t)plm_whole_blocks(rank) + 2); }
 
 size_t plm_query_bytes(int32_t heads, int32_t rank, int32_t rope) {
-    size_t width = (size_t)plm_whole_blocks(rank) + (size_t)plm_whole_blocks(rope);
-    size_t integers = width * sizeof(int16_t) + width / PLM_BLOCK * sizeof(float), floats = (size_t)rank * sizeof(float);
+    const plm_attention a = {.rank = rank, .rope = rope};
+    const size_t width = (size_t)plm_row_width(&a), floats = (size_t)rank * sizeof(float);
+    const size_t integers = width * sizeof(int16_t) + width / PLM_BLOCK * sizeof(float);
     return plm_ceil_div((size_t)heads * (integers > floats ? integers : floats), PLM_LINE) * PLM_LINE;
 }
 

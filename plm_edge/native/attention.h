@@ -16,8 +16,8 @@ static inline size_t plm_panels_of(int32_t lanes) { return plm_ceil_div((size_t)
 static inline int32_t plm_latent_width(const plm_attention *a) { return plm_whole_blocks(a->rank); }
 static inline int32_t plm_row_width(const plm_attention *a) { return plm_latent_width(a) + plm_whole_blocks(a->rope); }
 
-/* The queries of a token: for a cache of floats the latents (heads, rank), which meet rows beside q itself. Else integers
- * (heads, row_width), then their scales (heads, row_width / 32), in which the scale of the scores is. */
+/* The queries of a token: for a cache of floats the latents (heads, rank), which meet rows beside q itself. Else
+ * integers (heads, row_width), then their scales (heads, row_width / 32), in which the scale of the scores is. */
 static inline uint8_t *plm_queries_of(const plm_attention *a, int64_t t) {
     return a->queries + t * (int64_t)plm_query_bytes(a->heads, a->rank, a->rope);
 }

@@ -14,7 +14,7 @@ enum { LINE = PLM_LINE };
 enum { AHEAD = 4096, SOON = 2048 };
 
 /* Ask memory for as many bytes as are used now, AHEAD of them: the CPU's own prefetcher stops at every page. Past the
- * end of the weights this does nothing, but the address must not be made as a pointer. Always inlined: see plm_ask. */
+ * end of the weights this does nothing, but the address must not be made as a pointer. Always inlined: see plm_ask_line. */
 INLINED void ask_ahead(const uint8_t *w, int bytes) {
     const uintptr_t first = (uintptr_t)w + AHEAD;
     for (int at = 0; at < bytes; at += LINE) _mm_prefetch((const void *)(first + (unsigned)at), _MM_HINT_T0);
@@ -235,13 +235,13 @@ void avx2_blend(const float *weights, const float *x, int32_t stride, int32_t ro
     .lanes = avx2_lanes,                                                  \
     .scores = avx2_scores, .softmax = avx2_softmax, .blend = avx2_blend
 
-/* A tile of several tokens by way of panels, which `product` multiplies; the panels are those of avx2_weave. */
 typedef void avx2_product(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
                           const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride);
 typedef void avx2_unpack(const uint8_t *block, int16_t *panel, float *scales);
-/* The same with panels that `unpack` makes, of blocks of a tile of `bytes` each. */
-void avx2_several(const uint8_t *w, int bytes, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+/* A tile of several tokens by way of panels: `unpack` makes one of each block, `product` multiplies them. */
+void avx2_several(const uint8_t *w, int format, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                   int32_t stride, avx2_unpack *unpack, avx2_product *product);
+/* With the panels of avx2_weave. */
 void avx2_several_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,
                        avx2_product *product);
 void avx2_several_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,

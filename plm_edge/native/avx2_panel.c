@@ -65,9 +65,9 @@ INLINED void unpack_block(const uint8_t *w, int16_t *panel, float *scales, int f
 static void unpack_q8_0(const uint8_t *w, int16_t *panel, float *scales) { unpack_block(w, panel, scales, PLM_Q8_0); }
 static void unpack_q4_0(const uint8_t *w, int16_t *panel, float *scales) { unpack_block(w, panel, scales, PLM_Q4_0); }
 
-void avx2_several(const uint8_t *w, int bytes, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+void avx2_several(const uint8_t *w, int format, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                   int32_t stride, avx2_unpack *unpack, avx2_product *product) {
-    const int32_t blocks = cols / PLM_BLOCK;
+    const int32_t blocks = cols / PLM_BLOCK, bytes = (int32_t)plm_tile_bytes(format, PLM_BLOCK);
     _Alignas(PLM_LINE) int16_t room[CHUNK * PANEL_BLOCK];
     _Alignas(PLM_LINE) float scales[CHUNK * PLM_TILE];
     for (int64_t t = 0; t < tokens; t++) memset(y + t * stride, 0, PLM_TILE * sizeof *y);
@@ -83,11 +83,11 @@ void avx2_several(const uint8_t *w, int bytes, int32_t cols, const plm_vectors *
 
 void avx2_several_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,
                        avx2_product *product) {
-    avx2_several(w, 544, cols, x, tokens, y, stride, unpack_q8_0, product);
+    avx2_several(w, PLM_Q8_0, cols, x, tokens, y, stride, unpack_q8_0, product);
 }
 void avx2_several_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride,
                        avx2_product *product) {
-    avx2_several(w, 288, cols, x, tokens, y, stride, unpack_q4_0, product);
+    avx2_several(w, PLM_Q4_0, cols, x, tokens, y, stride, unpack_q4_0, product);
 }
 
 /* ---- activations of 8 bits: bytes of 16 rows, four columns each, as a tile has them ---- */

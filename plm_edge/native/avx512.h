@@ -1,4 +1,5 @@
-/* What the files of the AVX-512 VNNI set share: the small steps of 512 bits, and its functions on floats. */
+/* What the files of the AVX-512 VNNI set share: the small steps of 512 bits, and what avx512_vnni.c takes from the
+ * others. */
 #ifndef PLM_AVX512_H
 #define PLM_AVX512_H
 
@@ -50,6 +51,20 @@ static inline __m512i in_every(const void *p) {
     return _mm512_set1_epi32(four);
 }
 
+/* Four 16-bit values at p in every 64 bits. */
+static inline __m512i four_in_every(const int16_t *p) {
+    int64_t four;
+    memcpy(&four, p, sizeof four);
+    return _mm512_set1_epi64(four);
+}
+
+/* The sums of each two lanes that lie side by side: those of a, then those of b. */
+static inline __m512i sums_of_two(__m512i a, __m512i b) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return _mm512_add_epi32(_mm512_permutex2var_epi32(a, even, b), _mm512_permutex2var_epi32(a, odd, b));
+}
+
 /* The first n of 16 values, n >= 0. */
 static inline __mmask16 first_of(int64_t n) { return (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffffu); }
 
@@ -98,8 +113,10 @@ void avx512_tile_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors
 void avx512_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel);
 void avx512_panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
                   const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride);
-void avx512_several_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
-void avx512_several_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
+void avx512_several_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                         int32_t stride);
+void avx512_several_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                         int32_t stride);
 float avx512_row_f32(const uint8_t *w, int32_t cols, const plm_vectors *x);
 float avx512_row_f16(const uint8_t *w, int32_t cols, const plm_vectors *x);
 float avx512_row_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x);

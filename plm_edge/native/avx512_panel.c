@@ -1,6 +1,6 @@
-/* AVX-512 VNNI: panels, and tiles of several tokens, which become panels. A register is four columns of eight lanes: of
- * a row that meets it four values are loaded at once, for the loads and not the products are what a cycle has too few
- * of. The bytes of a tile lie in this order as they are. */
+/* AVX-512 VNNI: panels, and tiles of several tokens, which become panels. A register is four columns of eight lanes, so
+ * that four values of a row are loaded at once for two products: docs/kernels.md. The bytes of a tile lie in this order
+ * as they are. */
 #include "avx512.h"
 
 enum { FOUR_COLUMNS = 4 * PLM_TILE, HALF = FOUR_COLUMNS / 2 }; /* lanes 0..7, then 8..15 */
@@ -56,28 +56,23 @@ void avx512_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes,
 }
 
 /* R <= 8 rows of x. */
-INLINED void panel_rows_512(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x,
+INLINED void rows_by_panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x,
                             int64_t x_stride, const float *x_scale, int64_t x_blocks, float *y, int64_t stride, int R) {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
     for (int32_t b = 0; b < blocks; b++, scales += PLM_TILE, x += PLM_BLOCK) {
         __m512i low[8], high[8]; /* of each lane the sum of two columns and of the two others */
         for (int r = 0; r < R; r++) low[r] = high[r] = _mm512_setzero_si512();
         for (int c = 0; c < PLM_BLOCK; c += 4, panel += FOUR_COLUMNS) {
             __m512i v = load64(panel), w = load64(panel + HALF);
             for (int r = 0; r < R; r++) {
-                int64_t four;
-                memcpy(&four, x + r * x_stride + c, sizeof four);
-                __m512i q = _mm512_set1_epi64(four);
+                __m512i q = four_in_every(x + r * x_stride + c);
                 low[r] = add_words(low[r], v, q), high[r] = add_words(high[r], w, q);
             }
         }
         __m512 of_block = _mm512_loadu_ps(scales);
         for (int r = 0; r < R; r++) {
-            __m512i sums = _mm512_add_epi32(_mm512_permutex2var_epi32(low[r], even, high[r]),
-                                            _mm512_permutex2var_epi32(low[r], odd, high[r]));
-            float *to = y + r * stride;
-            _mm512_storeu_ps(to, add_scaled16(_mm512_loadu_ps(to), sums, of_block, x_scale[r * x_blocks + b]));
+            __m512 before = _mm512_loadu_ps(y + r * stride);
+            __m512 after = add_scaled16(before, sums_of_two(low[r], high[r]), of_block, x_scale[r * x_blocks + b]);
+            _mm512_storeu_ps(y + r * stride, after);
         }
     }
 }
@@ -86,7 +81,7 @@ void avx512_panel(const int16_t *panel, const float *scales, int32_t blocks, con
                   const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride) {
 #define ROWS(n)                                                                                        \
     for (; rows >= (n); rows -= (n)) {                                                                 \
-        panel_rows_512(panel, scales, blocks, x, x_stride, x_scale, x_blocks, y, stride, (n));         \
+        rows_by_panel(panel, scales, blocks, x, x_stride, x_scale, x_blocks, y, stride, (n));         \
         x += (n) * (int64_t)x_stride, x_scale += (n) * (int64_t)x_blocks, y += (n) * (int64_t)stride; \
     }
     ROWS(8)
@@ -117,9 +112,11 @@ static void unpack_q4_0(const uint8_t *w, int16_t *panel, float *scales) {
     }
 }
 
-void avx512_several_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
-    avx2_several(w, 544, cols, x, tokens, y, stride, unpack_q8_0, avx512_panel);
+void avx512_several_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                         int32_t stride) {
+    avx2_several(w, PLM_Q8_0, cols, x, tokens, y, stride, unpack_q8_0, avx512_panel);
 }
-void avx512_several_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
-    avx2_several(w, 288, cols, x, tokens, y, stride, unpack_q4_0, avx512_panel);
+void avx512_several_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                         int32_t stride) {
+    avx2_several(w, PLM_Q4_0, cols, x, tokens, y, stride, unpack_q4_0, avx512_panel);
 }

@@ -1,6 +1,6 @@
 /* AVX-512 VNNI: products of integers in registers of 512 bits, which are 16 lanes of 32 bits: a sum for each row of a
- * tile, each lane of a panel or each of 16 outputs. avx_vnni.c does the same in 256 bits; avx512_floats.c has what
- * works on floats. The same bits as the scalar set wherever avx2.c gives them. */
+ * tile or each of 16 outputs; those of panels are in avx512_panel.c. avx_vnni.c does the same in 256 bits;
+ * avx512_floats.c has what works on floats. The same bits as the scalar set wherever avx2.c gives them. */
 #include "avx512.h"
 
 /* ---- tiles: 16 rows interleaved, 4 consecutive values each: a register is 4 values of all rows ---- */
@@ -35,8 +35,6 @@ INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
 
 /* Widened to 16 bits, a register is 8 rows by 4 values; two sums a row are left, which the block's end adds. */
 INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next, int N) {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
     const int64_t bytes = plm_tile_bytes(PLM_Q8_0, cols);
     __m512 out[4];
     for (int i = 0; i < N; i++) out[i] = _mm512_setzero_ps();
@@ -46,20 +44,15 @@ INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
         for (int i = 0; i < N; i++) first[i] = second[i] = _mm512_setzero_si512();
         const uint8_t *block = w + b * 544;
         for (int g = 0; g < 8; g++) {
-            int64_t four;
-            memcpy(&four, x->q + b * PLM_BLOCK + 4 * g, sizeof four);
-            __m512i q = _mm512_set1_epi64(four);
+            __m512i q = four_in_every(x->q + b * PLM_BLOCK + 4 * g);
             for (int i = 0; i < N; i++) {
                 const uint8_t *at = block + i * bytes + 32 + 64 * g;
                 first[i] = add_words(first[i], _mm512_cvtepi8_epi16(load32(at)), q);
                 second[i] = add_words(second[i], _mm512_cvtepi8_epi16(load32(at + 32)), q);
             }
         }
-        for (int i = 0; i < N; i++) {
-            __m512i sums = _mm512_add_epi32(_mm512_permutex2var_epi32(first[i], even, second[i]),
-                                            _mm512_permutex2var_epi32(first[i], odd, second[i]));
-            out[i] = add_scaled16(out[i], sums, scales16(block + i * bytes), x->scale[b]);
-        }
+        for (int i = 0; i < N; i++)
+            out[i] = add_scaled16(out[i], sums_of_two(first[i], second[i]), scales16(block + i * bytes), x->scale[b]);
     }
     for (int i = 0; i < N; i++) _mm512_storeu_ps(y + PLM_TILE * i, out[i]);
 }

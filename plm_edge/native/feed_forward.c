@@ -236,7 +236,7 @@ size_t plm_down_items(const void *p) {
 }
 
 /* Asks memory for outputs first .. first + n of group g, of each row a part so short that no CPU guesses it. Always
- * inlined: see plm_ask. */
+ * inlined: see plm_ask_line. */
 static inline __attribute__((always_inline)) void ask_for_outputs(const plm_matrix *down, int32_t g, int32_t first,
                                                                   int32_t n) {
     if (g * PLM_BLOCK >= down->cols || plm_is_super(down->format)) return;

@@ -40,8 +40,8 @@ static inline int64_t plm_tile_bytes(int format, int32_t cols) {
 /* Formats of superblocks. */
 static inline int plm_is_super(int format) { return format >= PLM_Q4_K; }
 
-/* Always inlined, like the next one: gcc takes a function that only prefetches for one that does nothing, and drops its
- * calls. */
+/* Asks memory for a line, into the first cache if near. Always inlined, like the next one: gcc takes a function that
+ * only prefetches for one that does nothing, and drops its calls. */
 static inline __attribute__((always_inline)) void plm_ask_line(const uint8_t *line, int32_t near) {
     enum { SECOND_CACHE = 2, FIRST_CACHE = 3 };
     if (near)

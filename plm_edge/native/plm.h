@@ -150,7 +150,8 @@ typedef struct {
     float (*dot)(const float *a, const float *b, int32_t n);
     void (*add)(float a, const float *x, int32_t n, float *y); /* y += a x */
     void (*widen)(const uint16_t *f16, int32_t n, float *y);
-    void (*words)(const int8_t *q, int32_t n, int16_t *y); /* y = q */
+    /* y = q. Meanwhile memory may be asked for what lies behind it. */
+    void (*words)(const int8_t *q, int32_t n, int16_t *y);
     /* y = blocks of 32 bytes, each times its scale, a half. */
     void (*widen_bytes)(const int8_t *q, const uint16_t *scales, int32_t blocks, float *y);
     /* Attention in floats, 16 heads at a time, one in each lane. The sums may be taken in any order.
@@ -169,7 +170,7 @@ typedef struct {
     /* `blend` of 16-bit integers of at most PLM_PANEL: block b of row r of x counts times scales[r * stride / 32 + b].
      * rows <= 32, and x has 32 rows; stride and n are multiples of 32. The weights of a lane and the scales of a block
      * become integers first, as `pack` makes them of PLM_LARGEST and PLM_PANEL, and meet in `weigh`: a sum is exact.
-     * Meanwhile memory may be asked for rows * stride halves at `next`. NULL where panels do all this. */
+     * Meanwhile memory may be asked for some rows * stride halves at `next`. NULL where panels do all this. */
     void (*blend_words)(const float *weights, const int16_t *x, const float *scales, int32_t stride, int32_t rows,
                         int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride,
                         const uint8_t *next);
@@ -256,7 +257,7 @@ typedef struct {
     plm_matrix kv_b;
     const float *q;       /* (T, heads, nope + rope), rotated */
     const void *cache;    /* n_ctx rows as `stored` says */
-    uint8_t *queries;     /* T times plm_query_bytes(): W_uk^T q and the rope part of q, as they meet cached rows */
+    uint8_t *queries;     /* T times plm_query_bytes(): W_uk^T q as it meets cached rows, integers with the rope part */
     float *partial;       /* slices of the context: plm_partial_floats() each, max(T, PLM_FEW * PLM_SLICES) of them */
     float *y;             /* (T, heads * v_head) */
     uint8_t *scratch;     /* plm_attention_scratch() bytes for each thread */

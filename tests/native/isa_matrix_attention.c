@@ -105,15 +105,16 @@ static void blend_words(int32_t n_lanes, int32_t rows, int32_t blocks, float spe
                            values(want), y_stride, NULL);
     if (bend) values(weights)[0] = 1e9f, values(scales)[0] = 1e9f, integers(x)[0] = PLM_PANEL / 2, values(shrink)[0] = 3;
     tested->blend_words(values(weights), integers(x), values(scales), stride, rows, n, values(shrink), n_lanes,
-                        values(y), y_stride, n_lanes % 2 ? x.at : NULL);
+                        values(y), y_stride, rows % 2 ? x.at : NULL);
     same("blend of integers", n, rows, values(y), values(want), all);
     drop(weights), drop(x), drop(scales), drop(shrink), drop(y), drop(want);
 }
 
 static void blends_of_words(void) {
-    static const int32_t rows[] = {1, 2, 3, 15, 16, 31, 32}, lanes_of[] = {1, 7, 8, 16}, blocks[] = {1, 3, 16, 17};
+    static const int32_t rows[] = {1, 2, 3, 15, 16, 31, 32}, blocks[] = {1, 3, 16, 17};
+    static const int32_t lanes_of[] = {1, 7, 8, 9, 15, 16};
     for (int k = 0; k < 7; k++)
-        for (int l = 0; l < 4; l++)
+        for (int l = 0; l < 6; l++)
             for (int b = 0; b < 4; b++) blend_words(lanes_of[l], rows[k], blocks[b], 1.0f);
     for (int k = 2; !bend && k < 7; k++) {
         blend_words(16, rows[k], 3, NAN), blend_words(16, rows[k], 3, INFINITY);
@@ -125,7 +126,7 @@ void attention_in_floats(void) {
     static const int32_t widths[] = {1, 7, 16, 33, 64, 80, 144}, rows[] = {1, 2, 4, 8, 15, 17, 32};
     static const int32_t some[] = {1, 3, 4, 9, 16};
     for (int32_t blocks = 1; blocks <= 5; blocks++) widened_bytes(blocks);
-    for (int32_t n = 1; n <= 70; n += 3) words(n);
+    for (int32_t n = 1; n <= 200; n += n < 70 ? 3 : 29) words(n);
     if (tested->blend_words) blends_of_words();
     for (int i = 0; i < 7; i++)
         for (int k = 0; k < 5; k++) lanes(some[k], widths[i]);
