@@ -24,7 +24,7 @@ void drop(guarded g);
 static inline float *values(guarded g) { return (float *)(void *)g.at; }
 static inline int16_t *integers(guarded g) { return (int16_t *)(void *)g.at; }
 
-void complain(const char *what, int32_t size, int32_t more);
+void judge(const char *what, int32_t size, int32_t more, int equal);
 /* The same bits, but for sign and payload of a NaN. */
 void same(const char *what, int32_t size, int32_t more, const float *got, const float *want, int32_t n);
 void same_bytes(const char *what, int32_t size, int32_t more, const void *got, const void *want, size_t bytes);

@@ -118,6 +118,6 @@ void panels(void) {
     for (int i = 0; i < 12; i++) weighed(sizes[i]), exponentials(sizes[i]);
     for (int32_t blocks = 1; blocks <= 61; blocks += 20)
         packed_halves(blocks, 1, PLM_PANEL), packed_halves(blocks, 1, PLM_LARGEST);
-    for (int32_t blocks = 16; blocks <= 64; blocks += 16) packed_halves(blocks, 1, PLM_PANEL);
+    for (int32_t blocks = 16; blocks <= 64; blocks += 16) packed_halves(blocks, 2, PLM_PANEL);
     packed_halves(184, 9, PLM_PANEL); /* in each of eight places among ordinary blocks */
 }

@@ -53,36 +53,30 @@ void drop(guarded g) { munmap(g.map, g.mapped); }
 
 /* ---- comparisons ---- */
 
-void complain(const char *what, int32_t size, int32_t more) {
-    differed++;
-    if (!bend) printf("%s: %s, size %d (%d) differs\n", tested->name, what, (int)size, (int)more);
+/* One comparison. It says what should not be: a difference, or that a bent value makes none. */
+void judge(const char *what, int32_t size, int32_t more, int equal) {
+    compared++;
+    differed += !equal;
+    if (equal == bend)
+        printf("%s: %s, size %d (%d) %s\n", tested->name, what, (int)size, (int)more, bend ? "is equal" : "differs");
 }
 
 void same(const char *what, int32_t size, int32_t more, const float *got, const float *want, int32_t n) {
-    compared++;
-    for (int32_t i = 0; i < n; i++) {
-        int both = isnan(got[i]) && isnan(want[i]);
-        if (!both && plm_to_bits(got[i]) != plm_to_bits(want[i])) {
-            complain(what, size, more);
-            return;
-        }
-    }
+    int equal = 1;
+    for (int32_t i = 0; i < n; i++)
+        equal &= plm_to_bits(got[i]) == plm_to_bits(want[i]) || (isnan(got[i]) && isnan(want[i]));
+    judge(what, size, more, equal);
 }
 
 void same_bytes(const char *what, int32_t size, int32_t more, const void *got, const void *want, size_t bytes) {
-    compared++;
-    if (memcmp(got, want, bytes)) complain(what, size, more);
+    judge(what, size, more, !memcmp(got, want, bytes));
 }
 
 void near(const char *what, int32_t size, const float *got, const float *want, const float *sizes, int32_t n) {
-    compared++;
-    for (int32_t i = 0; i < n; i++) {
-        int both = isnan(got[i]) && isnan(want[i]);
-        if (!both && got[i] != want[i] && !(fabsf(got[i] - want[i]) <= 3e-6f * sizes[i])) {
-            complain(what, size, 0);
-            return;
-        }
-    }
+    int equal = 1;
+    for (int32_t i = 0; i < n; i++)
+        equal &= got[i] == want[i] || (isnan(got[i]) && isnan(want[i])) || fabsf(got[i] - want[i]) <= 3e-6f * sizes[i];
+    judge(what, size, 0, equal);
 }
 
 /* ---- weights and activations ---- */
