@@ -268,6 +268,7 @@ static void down_words(const plm_down *a, int32_t unit, int32_t first, int32_t n
     _Alignas(PLM_LINE) float scales[WORD_OUTPUTS];
     a->isa->unit_words[a->down.format](group, a->down.rows, first, first + n, w);
     for (int32_t o = 0; o < n; o++) scales[o] = plm_half_at(group + 2 * (first + o));
+    ask_for_outputs(&a->down, unit / PLM_BLOCK + 1, first, n);
     const plm_fired_words fired = {f.words, f.which, f.count, f.scale, f.token};
     a->isa->mix_words(fired, tokens, w, scales, n, sum);
 }
