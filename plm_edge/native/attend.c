@@ -75,7 +75,7 @@ size_t plm_absorb_items(const void *p) {
     return (size_t)a->step->n_tokens * (size_t)a->heads;
 }
 
-/* Once for all slices of the context that will meet them. */
+/* A head's query as integers, once for all slices of the context that will meet it. */
 static void pack_query(const plm_attention *a, int32_t h, const float *latent, const float *rope, uint8_t *queries) {
     const int32_t width = plm_row_width(a), blocks = width / PLM_BLOCK, latents = plm_latent_width(a);
     int16_t *q = (int16_t *)(void *)queries + (int64_t)h * width;
@@ -113,7 +113,7 @@ size_t plm_attend_items(const void *p) {
 typedef struct {
     const plm_attention *a;
     const float *q;            /* (heads, nope + rope) */
-    uint8_t *queries;
+    uint8_t *queries;          /* as plm_queries_of has them */
     int32_t first, last;       /* rows */
     float *most, *sum, *latent; /* (heads), (heads), (heads, latent_width) */
 } slice;

@@ -14,7 +14,8 @@ enum { LINE = PLM_LINE };
 enum { AHEAD = 4096, SOON = 2048 };
 
 /* Ask memory for as many bytes as are used now, AHEAD of them: the CPU's own prefetcher stops at every page. Past the
- * end of the weights this does nothing, but the address must not be made as a pointer. Always inlined: see plm_ask_line. */
+ * end of the weights this does nothing, but the address must not be made as a pointer. Always inlined: see
+ * plm_ask_line. */
 INLINED void ask_ahead(const uint8_t *w, int bytes) {
     const uintptr_t first = (uintptr_t)w + AHEAD;
     for (int at = 0; at < bytes; at += LINE) _mm_prefetch((const void *)(first + (unsigned)at), _MM_HINT_T0);

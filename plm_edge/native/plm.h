@@ -346,7 +346,7 @@ enum {
     PLM_OP_PRODUCT,
     PLM_OP_ROTATE,
     PLM_OP_REMEMBER,
-    PLM_OP_ABSORB,   /* queries = W_uk^T q */
+    PLM_OP_ABSORB,   /* queries = W_uk^T q, for ATTEND */
     PLM_OP_ATTEND,   /* partial = slices of the softmax over the cached rows */
     PLM_OP_UNABSORB, /* y = W_uv of the slices put together */
     PLM_OP_EXPAND,   /* y = attention over keys and values built from the cached rows, head by head */

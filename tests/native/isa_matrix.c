@@ -75,8 +75,8 @@ static void units(int format, int32_t width, int32_t count, int32_t fire, int qu
     for (int32_t n = 0; n < count; n++) /* an idle unit is not read: NaN in every float format */
         if (h[n] == 0.0f) memset(w.at + bytes - (size_t)(count - n) * unit, 0xff, unit);
     guarded want = copy_of(y.at, (size_t)width * sizeof(float));
-    plm_ahead next = {.scales = w.at, .rows = 1, .row_share = 64, .scales_share = 256, .near = fire % 2};
     /* asked for, never read */
+    plm_ahead next = {.scales = w.at, .rows = 1, .row_share = 64, .scales_share = 256, .near = fire % 2};
     next.row[0] = w.at + bytes;
     plm_scalar.units[format](w.at, width, h, count, values(want), &next);
     for (int32_t n = 0; bend && n < count; n++)
