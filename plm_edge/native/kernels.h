@@ -105,6 +105,9 @@ void plm_scalar_scores(const float *q, const float *x, int32_t stride, int32_t r
 void plm_scalar_softmax(float *x, int32_t rows, float *most, float *sum, float *shrink);
 void plm_scalar_blend(const float *weights, const float *x, int32_t stride, int32_t rows, int32_t n,
                       const float *shrink, int32_t lanes, float *y, int32_t y_stride);
+void plm_scalar_blend_words(const float *weights, const int16_t *x, const float *scales, int32_t stride, int32_t rows,
+                            int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride,
+                            const uint8_t *next);
 void plm_scalar_words(const int8_t *q, int32_t n, int16_t *y);
 void plm_scalar_widen_bytes(const int8_t *q, const uint16_t *scales, int32_t blocks, float *y);
 #define PLM_SCALAR_ATTENTION                                              \
