@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import CFUNCTYPE, Structure, c_char_p, c_float, c_int32, c_void_p
+from ctypes import CFUNCTYPE, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
 
 import numpy as np
 
 from plm_edge.native.kernels import ACTIVATIONS, BLOCK, FORMAT_CODES, TILE, Vectors, find_isa
 
-_I, _P, _F = c_int32, c_void_p, c_float
+_I, _L, _P, _F = c_int32, c_int64, c_void_p, c_float
 
 
 class FiredWords(Structure):
@@ -49,6 +49,9 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "softmax": CFUNCTYPE(None, _P, _I, _P, _P, _P),
     "blend": CFUNCTYPE(None, _P, _P, _I, _I, _I, _P, _I, _P, _I),
     "blend_words": CFUNCTYPE(None, _P, _P, _P, _I, _I, _I, _P, _I, _P, _I, _P),
+    "lay_bytes": CFUNCTYPE(None, _P, _L, _I, _I, _P, _P),
+    "score_bytes": CFUNCTYPE(None, _P, _P, _P, _P, _I, _P, _I, _I, _P),
+    "blend_bytes": CFUNCTYPE(None, _P, _P, _P, _I, _I, _I, _P, _I, _P, _I, _P, _I),
 }
 _BY_FORMAT = ("tile", "four_tiles", "tile_of_bytes", "row", "rows", "add_rows", "units")
 _BY_FORMAT += ("unit_rows", "part_units", "part_rows", "unit_words")

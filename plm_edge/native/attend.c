@@ -1,7 +1,7 @@
 /* Latent attention from the cached rows alone: ABSORB, ATTEND, UNABSORB.
  *
- * A cache of halves or bytes meets the queries in 16-bit integers with a scale for each block of 32 (plm_isa.panel); a
- * cache of floats in floats. */
+ * A cache of halves meets the queries in 16-bit integers with a scale for each block of 32 (plm_isa.panel), a cache of
+ * floats in floats, a cache of bytes in bytes (attend_bytes.c) or, where a set has nothing for them, as halves do. */
 #include "attention.h"
 
 /* Room of ATTEND in floats, with the heads in lanes, 16 a group. */
@@ -60,7 +60,7 @@ static size_t take_attend(attend_room *w, uint8_t *base, const plm_attention *a)
     return r.used;
 }
 
-/* ABSORB needs a latent, UNABSORB its packed form too. */
+/* ABSORB and UNABSORB need a latent and its packed form. */
 size_t plm_attend_scratch(const plm_attention *a) {
     attend_room integers;
     float_room floats;
@@ -94,7 +94,10 @@ void plm_absorb_item(const void *p, size_t item, int thread) {
                                           : (float *)(void *)plm_scratch_of(a, thread);
     memset(latent, 0, (size_t)a->rank * sizeof *latent);
     a->isa->add_rows[a->kv_b.format](plm_head_row(a, h, 0), a->rank, q, a->nope, latent);
-    if (!plm_cache_is_float(a)) pack_query(a, h, latent, q + a->nope, queries);
+    if (plm_attends_in_bytes(a))
+        plm_pack_byte_query(a, h, latent, (int16_t *)(void *)(latent + a->rank), queries);
+    else if (!plm_cache_is_float(a))
+        pack_query(a, h, latent, q + a->nope, queries);
 }
 
 /* Slices of one token's context; a function of the call alone, never of the threads. */
@@ -109,16 +112,7 @@ size_t plm_attend_items(const void *p) {
     return (size_t)(a->step->n_tokens * slices_of(a));
 }
 
-/* The running softmax of one token over a slice of its context. */
-typedef struct {
-    const plm_attention *a;
-    const float *q;            /* (heads, nope + rope) */
-    uint8_t *queries;          /* as plm_queries_of has them */
-    int32_t first, last;       /* rows */
-    float *most, *sum, *latent; /* (heads), (heads), (heads, latent_width) */
-} slice;
-
-static void attend_in_floats(const slice *s, uint8_t *scratch) {
+static void attend_in_floats(const plm_slice *s, uint8_t *scratch) {
     const plm_attention *a = s->a;
     int32_t width = a->rank + a->rope, each = a->nope + a->rope, padded = plm_latent_width(a);
     int32_t groups = (int32_t)plm_panels_of(a->heads);
@@ -150,7 +144,7 @@ static void attend_in_floats(const slice *s, uint8_t *scratch) {
 }
 
 /* The weights of a block as integers by head, and the scales of its latents as integers by block of the latent. */
-static void pack_weights(const slice *s, int32_t n, const attend_room *w) {
+static void pack_weights(const plm_slice *s, int32_t n, const attend_room *w) {
     const plm_attention *a = s->a;
     int32_t blocks = plm_latent_width(a) / PLM_BLOCK, stride = plm_row_width(a) / PLM_BLOCK;
     for (int32_t h = 0; h < a->heads; h++)
@@ -164,7 +158,7 @@ static void pack_weights(const slice *s, int32_t n, const attend_room *w) {
 
 /* latent (heads, padded) += the latents of the block with their weights. The scale of a latent's block belongs to its
  * row, so it goes into the weights: one product of integers for each block of the latent. */
-static void add_latents(const slice *s, const attend_room *w) {
+static void add_latents(const plm_slice *s, const attend_room *w) {
     const plm_attention *a = s->a;
     int32_t padded = plm_latent_width(a), width = plm_row_width(a);
     for (int32_t b = 0; b < padded / PLM_BLOCK; b++) {
@@ -182,7 +176,7 @@ static void add_latents(const slice *s, const attend_room *w) {
 }
 
 /* A block of n rows with a head in each lane: scores (panels, 32, 16) become weights. next: the next block. */
-static void blend_in_lanes(const slice *s, int32_t n, const uint8_t *next, const attend_room *w) {
+static void blend_in_lanes(const plm_slice *s, int32_t n, const uint8_t *next, const attend_room *w) {
     const plm_attention *a = s->a;
     int32_t padded = plm_latent_width(a), width = plm_row_width(a);
     for (int32_t h = 0; h < a->heads; h += PLM_TILE) {
@@ -194,7 +188,7 @@ static void blend_in_lanes(const slice *s, int32_t n, const uint8_t *next, const
 }
 
 /* The same head by head. */
-static void blend_in_panels(const slice *s, int32_t n, const attend_room *w) {
+static void blend_in_panels(const plm_slice *s, int32_t n, const attend_room *w) {
     const plm_attention *a = s->a;
     for (int32_t h = 0; h < a->heads; h++) {
         float *weights = w->by_head + h * PLM_CONTEXT_BLOCK;
@@ -207,7 +201,7 @@ static void blend_in_panels(const slice *s, int32_t n, const attend_room *w) {
     add_latents(s, w);
 }
 
-static void attend_in_integers(const slice *s, uint8_t *scratch) {
+static void attend_in_integers(const plm_slice *s, uint8_t *scratch) {
     const plm_attention *a = s->a;
     attend_room w;
     take_attend(&w, scratch, a);
@@ -236,19 +230,21 @@ void plm_attend_item(const void *p, size_t item, int thread) {
     int32_t slices = slices_of(a), t = (int32_t)item / slices, part = (int32_t)item % slices;
     int32_t n = a->step->n_past + t + 1, each = plm_whole_blocks((n + slices - 1) / slices);
     float *partial = partial_of(a, t, part);
-    slice s = {a,
-               a->q + (int64_t)t * a->heads * (a->nope + a->rope),
-               plm_queries_of(a, t),
-               plm_min(n, part * each),
-               plm_min(n, (part + 1) * each),
-               partial,
-               partial + a->heads,
-               partial + 2 * a->heads};
+    plm_slice s = {a,
+                   a->q + (int64_t)t * a->heads * (a->nope + a->rope),
+                   plm_queries_of(a, t),
+                   plm_min(n, part * each),
+                   plm_min(n, (part + 1) * each),
+                   partial,
+                   partial + a->heads,
+                   partial + 2 * a->heads};
     for (int32_t h = 0; h < a->heads; h++) s.most[h] = -INFINITY, s.sum[h] = 0.0f;
     if (s.first == s.last) return;
     memset(s.latent, 0, (size_t)a->heads * (size_t)plm_latent_width(a) * sizeof *s.latent);
     if (plm_cache_is_float(a))
         attend_in_floats(&s, plm_scratch_of(a, thread));
+    else if (plm_attends_in_bytes(a))
+        plm_attend_in_bytes(&s, plm_scratch_of(a, thread));
     else
         attend_in_integers(&s, plm_scratch_of(a, thread));
 }

@@ -14,8 +14,10 @@ size_t plm_query_bytes(int32_t heads, int32_t rank, int32_t rope) {
 
 size_t plm_attention_scratch(int32_t heads, int32_t nope, int32_t rope, int32_t v_head, int32_t rank, int32_t chunk) {
     plm_attention a = {.heads = heads, .nope = nope, .rope = rope, .v_head = v_head, .rank = rank, .chunk = chunk};
-    size_t attend = plm_attend_scratch(&a), expand = plm_expand_scratch(&a);
-    return ((attend > expand ? attend : expand) + 63) / 64 * 64;
+    size_t most = plm_attend_scratch(&a), others[] = {plm_attend_bytes_scratch(&a), plm_expand_scratch(&a)};
+    for (int i = 0; i < 2; i++)
+        if (others[i] > most) most = others[i];
+    return (most + 63) / 64 * 64;
 }
 
 plm_row_block plm_take_rows(plm_room *r, const plm_attention *a) {

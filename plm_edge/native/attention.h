@@ -16,8 +16,14 @@ static inline size_t plm_panels_of(int32_t lanes) { return plm_ceil_div((size_t)
 static inline int32_t plm_latent_width(const plm_attention *a) { return plm_whole_blocks(a->rank); }
 static inline int32_t plm_row_width(const plm_attention *a) { return plm_latent_width(a) + plm_whole_blocks(a->rope); }
 
-/* The queries of a token: for a cache of floats the latents (heads, rank), which meet rows beside q itself. Else
- * integers (heads, row_width), then their scales (heads, row_width / 32), in which the scale of the scores is. */
+/* Whether a decode step meets cached bytes as they are. */
+static inline int plm_attends_in_bytes(const plm_attention *a) {
+    return a->stored == PLM_CACHE_Q8_0 && a->isa->blend_bytes;
+}
+
+/* The queries of a token: for a cache of floats the latents (heads, rank), which meet rows beside q itself. Where
+ * cached bytes are met as they are, what attend_bytes.c makes of the latents. Else integers (heads, row_width), then their scales (heads,
+ * row_width / 32), in which the scale of the scores is. */
 static inline uint8_t *plm_queries_of(const plm_attention *a, int64_t t) {
     return a->queries + t * (int64_t)plm_query_bytes(a->heads, a->rank, a->rope);
 }
@@ -33,8 +39,9 @@ static inline uint8_t *plm_scratch_of(const plm_attention *a, int thread) {
     return a->scratch + a->scratch_bytes * thread;
 }
 
-/* Bytes of that scratch for ABSORB, ATTEND and UNABSORB, and for EXPAND. */
+/* Bytes of that scratch for ABSORB, ATTEND and UNABSORB, for ATTEND in bytes, and for EXPAND. */
 size_t plm_attend_scratch(const plm_attention *a);
+size_t plm_attend_bytes_scratch(const plm_attention *a);
 size_t plm_expand_scratch(const plm_attention *a);
 
 typedef struct {
@@ -47,6 +54,19 @@ static inline void *plm_take(plm_room *r, size_t count, size_t size) {
     r->used += (count * size + 63) / 64 * 64;
     return at;
 }
+
+/* The running softmax of one token over a slice of its context. */
+typedef struct {
+    const plm_attention *a;
+    const float *q;             /* (heads, nope + rope) */
+    uint8_t *queries;           /* as plm_queries_of has them */
+    int32_t first, last;        /* rows */
+    float *most, *sum, *latent; /* (heads), (heads), (heads, latent_width) */
+} plm_slice;
+
+/* The latent of a head's query as plm_attend_in_bytes meets it. space: rank integers. */
+void plm_pack_byte_query(const plm_attention *a, int32_t head, const float *latent, int16_t *space, uint8_t *queries);
+void plm_attend_in_bytes(const plm_slice *s, uint8_t *scratch);
 
 /* A block of cached rows as integers (32, row_width) with scales (32, row_width / 32), and room for the rope keys of
  * the block alone, as halves and as integers with scales. */

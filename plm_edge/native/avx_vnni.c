@@ -2,11 +2,7 @@
  * sums of 32 bits, which hold them exactly. The same bits as the scalar set wherever avx2.c gives them. */
 #include "avx2_blend.h"
 #include "avx2_rows.h"
-
-/* sum + the four products of unsigned and signed bytes of each 32 bits. */
-static inline __m256i add_bytes(__m256i sum, __m256i bytes, __m256i signed_bytes) {
-    return in_place(_mm256_dpbusd_avx_epi32(sum, bytes, signed_bytes));
-}
+#include "avx_vnni.h"
 
 /* sum + the two products of 16-bit integers of each 32 bits. */
 static inline __m256i add_in_one(__m256i sum, __m256i a, __m256i b) {
@@ -170,4 +166,7 @@ const plm_isa plm_avx_vnni = {
     .widen = avx2_widen,
     AVX2_ATTENTION,
     .blend_words = blend_words,
+    .lay_bytes = avxvnni_lay_bytes,
+    .score_bytes = avxvnni_score_bytes,
+    .blend_bytes = avxvnni_blend_bytes,
 };

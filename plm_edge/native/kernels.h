@@ -108,12 +108,14 @@ void plm_scalar_blend(const float *weights, const float *x, int32_t stride, int3
 void plm_scalar_blend_words(const float *weights, const int16_t *x, const float *scales, int32_t stride, int32_t rows,
                             int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride,
                             const uint8_t *next);
+void plm_scalar_lay_bytes(const int8_t *x, int64_t stride, int32_t rows, int32_t n, uint8_t *row, int8_t *four);
+void plm_scalar_score_bytes(const int8_t *panel, const int32_t *start, const float *scales, const uint8_t *row,
+                            int32_t n, const float *x_scale, int32_t x_stride, int32_t rows, float *y);
+void plm_scalar_blend_bytes(const float *weights, const int8_t *four, const float *x_scale, int32_t x_stride,
+                            int32_t rows, int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride,
+                            const uint8_t *next, int32_t ahead);
 void plm_scalar_words(const int8_t *q, int32_t n, int16_t *y);
 void plm_scalar_widen_bytes(const int8_t *q, const uint16_t *scales, int32_t blocks, float *y);
-#define PLM_SCALAR_ATTENTION                                              \
-    .words = plm_scalar_words, .widen_bytes = plm_scalar_widen_bytes,     \
-    .lanes = plm_scalar_lanes, .scores = plm_scalar_scores,               \
-    .softmax = plm_scalar_softmax, .blend = plm_scalar_blend
 
 /* One kernel of the table in kernels.c, defined in attend.c, expand.c or feed_forward.c. */
 #define PLM_KERNEL(name)                              \

@@ -119,6 +119,20 @@ static inline float row_int(const uint8_t *w, int32_t cols, const plm_vectors *x
     return y;
 }
 
+/* plm_exp of four, step by step the same. */
+static inline float32x4_t exp4(float32x4_t x) {
+    static const float term[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    float32x4_t n = vrndmq_f32(vaddq_f32(vmulq_n_f32(x, 1.44269504f), vdupq_n_f32(0.5f)));
+    float32x4_t r = vsubq_f32(x, vmulq_n_f32(n, 0.693359375f));
+    r = vsubq_f32(r, vmulq_n_f32(n, -2.12194440e-4f));
+    float32x4_t p = vdupq_n_f32(1.0f / 720);
+    for (int i = 0; i < 6; i++) p = vaddq_f32(vmulq_f32(p, r), vdupq_n_f32(term[i]));
+    int32x4_t power = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23);
+    uint32x4_t y = vreinterpretq_u32_f32(vmulq_f32(p, vreinterpretq_f32_s32(power)));
+    y = vbicq_u32(y, vcltq_f32(x, vdupq_n_f32(-87.0f))); /* below: 0 */
+    return vbslq_f32(vceqq_f32(x, x), vreinterpretq_f32_u32(y), x);
+}
+
 /* The units of an integer group that fired: their rows and coefficients, filled up to a multiple of four with a row
  * that is read anyway and coefficients of 0. */
 typedef struct {
@@ -163,6 +177,15 @@ void neon_pack(const float *x, int32_t cols, float most, int16_t *q, float *scal
 void neon_pack_halves(const uint16_t *x, int32_t cols, float most, int16_t *q, float *scale);
 void neon_exps(float *x, int32_t n);
 void neon_weigh(const int16_t *a, const int16_t *b, int32_t n, int16_t *y);
+void neon_scores(const float *q, const float *x, int32_t stride, int32_t rows, int32_t n, float scale, float *y,
+                 const uint8_t *next);
+void neon_softmax(float *x, int32_t rows, float *most, float *sum, float *shrink);
+void dotprod_lay_bytes(const int8_t *x, int64_t stride, int32_t rows, int32_t n, uint8_t *row, int8_t *four);
+void dotprod_score_bytes(const int8_t *panel, const int32_t *start, const float *scales, const uint8_t *row, int32_t n,
+                         const float *x_scale, int32_t x_stride, int32_t rows, float *y);
+void dotprod_blend_bytes(const float *weights, const int8_t *four, const float *x_scale, int32_t x_stride, int32_t rows,
+                         int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride, const uint8_t *next,
+                         int32_t ahead);
 
 typedef void weave_of(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel);
 typedef void panel_of(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
@@ -178,7 +201,13 @@ typedef void panel_of(const int16_t *panel, const float *scales, int32_t blocks,
     .unit_rows = {neon_unit_rows_f32, neon_unit_rows_f16, neon_unit_rows_bf16, neon_unit_rows_q8_0,             \
                   neon_unit_rows_q4_0},                                                                         \
     .mix = neon_mix, .pack = neon_pack, .pack_halves = neon_pack_halves, .weigh = neon_weigh,                   \
-    .exps = neon_exps, .dot = neon_dot, .add = neon_add, .widen = neon_widen, PLM_SCALAR_ATTENTION
+    .exps = neon_exps, .dot = neon_dot, .add = neon_add, .widen = neon_widen, .words = plm_scalar_words,       \
+    .widen_bytes = plm_scalar_widen_bytes, .lanes = plm_scalar_lanes, .scores = neon_scores,                    \
+    .softmax = neon_softmax, .blend = plm_scalar_blend
+
+/* Rows of a table: attention in bytes. */
+#define NEON_BYTES                                                                                              \
+    .lay_bytes = dotprod_lay_bytes, .score_bytes = dotprod_score_bytes, .blend_bytes = dotprod_blend_bytes
 
 /* Rows of a table: Q4_K and Q6_K as that set has them. */
 #define NEON_SUPER(set)                                                                                         \

@@ -165,6 +165,7 @@ const plm_isa plm_neon_dotprod = {
     .name = "neon-dotprod",
     NEON_SHARED,
     NEON_SUPER(dotprod),
+    NEON_BYTES,
     .weave = neon_weave,
     .panel = neon_panel,
     .tile[PLM_Q8_0] = tile_q8_0,

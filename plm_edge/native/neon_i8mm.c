@@ -97,6 +97,7 @@ const plm_isa plm_neon_i8mm = {
     .name = "neon-i8mm",
     NEON_SHARED,
     NEON_SUPER(dotprod),
+    NEON_BYTES,
     .weave = smmla_weave,
     .panel = smmla_panel,
     .tile[PLM_Q8_0] = smmla_tile_q8_0,

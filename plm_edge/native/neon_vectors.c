@@ -60,20 +60,6 @@ void neon_pack_halves(const uint16_t *x, int32_t cols, float most_q, int16_t *q,
     }
 }
 
-/* plm_exp of four, step by step the same. */
-static inline float32x4_t exp4(float32x4_t x) {
-    static const float term[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-    float32x4_t n = vrndmq_f32(vaddq_f32(vmulq_n_f32(x, 1.44269504f), vdupq_n_f32(0.5f)));
-    float32x4_t r = vsubq_f32(x, vmulq_n_f32(n, 0.693359375f));
-    r = vsubq_f32(r, vmulq_n_f32(n, -2.12194440e-4f));
-    float32x4_t p = vdupq_n_f32(1.0f / 720);
-    for (int i = 0; i < 6; i++) p = vaddq_f32(vmulq_f32(p, r), vdupq_n_f32(term[i]));
-    int32x4_t power = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23);
-    uint32x4_t y = vreinterpretq_u32_f32(vmulq_f32(p, vreinterpretq_f32_s32(power)));
-    y = vbicq_u32(y, vcltq_f32(x, vdupq_n_f32(-87.0f))); /* below: 0 */
-    return vbslq_f32(vceqq_f32(x, x), vreinterpretq_f32_u32(y), x);
-}
-
 void neon_exps(float *x, int32_t n) {
     int32_t i = 0;
     for (; i + 4 <= n; i += 4) vst1q_f32(x + i, exp4(vld1q_f32(x + i)));

@@ -26,6 +26,8 @@ enum { PLM_LINE = 64 }; /* bytes of a cache line: a load of 512 bits across two 
 enum { PLM_PANEL = 8191 };
 /* The largest activation against weights of at most 8 bits: 32 * 128 * 32767 < 2^31. */
 enum { PLM_LARGEST = 32767 };
+/* The largest of the bytes that weigh cached bytes, and how many rows of those share a scale of their weights. */
+enum { PLM_WEIGHT = 255, PLM_BYTE_ROWS = 64 };
 /* The largest of activations in bytes: half the work and 256 times the rounding error, for who asks for it. */
 enum { PLM_BYTE = 127 };
 
@@ -174,6 +176,23 @@ typedef struct {
     void (*blend_words)(const float *weights, const int16_t *x, const float *scales, int32_t stride, int32_t rows,
                         int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride,
                         const uint8_t *next);
+    /* Attention in bytes, a head in each of 16 lanes; n is a multiple of 32. NULL where integers of 16 bits do it.
+     * lay_bytes: what the other two read of rows of n bytes that lie `stride` apart, both in a way of the set's own:
+     *   `row` (rows, n) row by row, and `four` (rows up to a multiple of four, n), each four rows side by side.
+     * score_bytes: y (rows, 16) += the sum over blocks b of (lane l of the panel times row r, in block b) * (scales[16
+     *   b + l] * x_scale[r * x_stride + b]). panel (n / 4, 16, 4): four bytes of each lane side by side; start (n / 32,
+     *   16): -128 times the sum of a block of the lane, for sets that raise the bytes of a row by 128.
+     * blend_bytes: for each lane l < lanes, y (lanes, n) = y * shrink[l] + the sum over rows <= PLM_BYTE_ROWS of
+     *   weights[r][l] * x_scale[r * x_stride + b] * bytes of block b of row r. The weights of a lane and the scales of a
+     *   block become integers first, as `pack` makes them of PLM_LARGEST, and meet in `weigh`, and so do they and
+     *   PLM_WEIGHT: a byte counts an integer of 0 .. PLM_WEIGHT times, so no scale may be negative. Meanwhile memory may
+     *   be asked for `ahead` bytes at `next`. */
+    void (*lay_bytes)(const int8_t *x, int64_t stride, int32_t rows, int32_t n, uint8_t *row, int8_t *four);
+    void (*score_bytes)(const int8_t *panel, const int32_t *start, const float *scales, const uint8_t *row, int32_t n,
+                        const float *x_scale, int32_t x_stride, int32_t rows, float *y);
+    void (*blend_bytes)(const float *weights, const int8_t *four, const float *x_scale, int32_t x_stride, int32_t rows,
+                        int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride, const uint8_t *next,
+                        int32_t ahead);
 } plm_isa;
 
 extern const plm_isa plm_scalar;

@@ -1,4 +1,5 @@
-/* Attention with 16 heads side by side: rows of bytes widened, lanes, scores, softmax, blend in floats and integers. */
+/* Attention with 16 heads side by side: rows of bytes widened, lanes, scores, softmax, blend in floats and integers,
+ * scores and blend of bytes. */
 #include "isa_matrix.h"
 
 static void lanes(int32_t n_lanes, int32_t n) {
@@ -122,12 +123,65 @@ static void blends_of_words(void) {
     }
 }
 
+/* Rows of bytes laid out by each set for itself, scored and blended. `special` is a weight of lane 1 and a scale of the
+ * last block. */
+static void bytes(int32_t n_lanes, int32_t rows, int32_t blocks, float special) {
+    const int32_t n = blocks * PLM_BLOCK, stride = n + 3, x_stride = blocks + 2, y_stride = n + 5;
+    const int32_t all = (n_lanes - 1) * y_stride + n, scored = rows * PLM_TILE;
+    const size_t fours = (size_t)((rows + 3) / 4 * 4 * n);
+    guarded x = take((size_t)((rows - 1) * stride + n)), x_scale = floats((rows - 1) * x_stride + blocks);
+    guarded panel = take((size_t)(n * PLM_TILE)), start = take((size_t)(blocks * PLM_TILE) * 4);
+    guarded scales = floats(blocks * PLM_TILE), scores = floats(scored), weights = floats(scored);
+    guarded shrink = floats(PLM_TILE), y = floats(all), row = take((size_t)(rows * n)), four = take(fours);
+    guarded want_scores = copy_of(scores.at, (size_t)scored * 4), want = copy_of(y.at, (size_t)all * 4);
+    int32_t *begin = (int32_t *)(void *)start.at;
+    const int8_t *query = (const int8_t *)panel.at;
+    for (int32_t i = 0; i < (rows - 1) * stride + n; i++) x.at[i] = (uint8_t)(below(8) ? below(256) : 128);
+    for (int32_t i = 0; i < n * PLM_TILE; i++) panel.at[i] = (uint8_t)(below(8) ? below(255) - 127 : 127);
+    for (int32_t i = 0; i < blocks * PLM_TILE; i++) begin[i] = 0;
+    for (int32_t i = 0; i < n * PLM_TILE; i++)
+        begin[i / (PLM_BLOCK * PLM_TILE) * PLM_TILE + i / 4 % PLM_TILE] -= 128 * query[i];
+    for (int32_t i = 0; i < scored; i++) values(weights)[i] = fabsf(values(weights)[i]);
+    for (int32_t i = 0; i < (rows - 1) * x_stride + blocks; i++) values(x_scale)[i] = fabsf(values(x_scale)[i]);
+    for (int l = 0; l < PLM_TILE && rows % 2; l++) values(shrink)[l] = 1.0f;
+    if (special != 1.0f && rows > 2)
+        values(weights)[2 * PLM_TILE + 1] = special, values(x_scale)[x_stride + blocks - 1] = special;
+    plm_scalar.lay_bytes((const int8_t *)x.at, stride, rows, n, row.at, (int8_t *)four.at);
+    plm_scalar.score_bytes(query, begin, values(scales), row.at, n, values(x_scale), x_stride, rows,
+                           values(want_scores));
+    plm_scalar.blend_bytes(values(weights), (const int8_t *)four.at, values(x_scale), x_stride, rows, n,
+                           values(shrink), n_lanes, values(want), y_stride, NULL, 0);
+    memset(row.at, 0xff, (size_t)(rows * n)), memset(four.at, 0xff, fours); /* what a set does not write is wrong */
+    if (bend) x.at[0] ^= 0x40, values(x_scale)[0] = 1e9f, values(weights)[0] = 1e9f;
+    tested->lay_bytes((const int8_t *)x.at, stride, rows, n, row.at, (int8_t *)four.at);
+    tested->score_bytes(query, begin, values(scales), row.at, n, values(x_scale), x_stride, rows, values(scores));
+    tested->blend_bytes(values(weights), (const int8_t *)four.at, values(x_scale), x_stride, rows, n, values(shrink),
+                        n_lanes, values(y), y_stride, rows % 2 ? x.at : NULL, rows * stride);
+    same("scores of bytes", n, rows, values(scores), values(want_scores), scored);
+    same("blend of bytes", n, rows, values(y), values(want), all);
+    drop(x), drop(x_scale), drop(panel), drop(start), drop(scales), drop(scores), drop(weights), drop(shrink);
+    drop(y), drop(row), drop(four), drop(want_scores), drop(want);
+}
+
+static void blends_of_bytes(void) {
+    static const int32_t rows[] = {1, 2, 3, 4, 7, 16, 33, 62, 64}, blocks[] = {1, 2, 3, 16, 17};
+    static const int32_t lanes_of[] = {1, 3, 6, 8, 11, 15, 16};
+    for (int k = 0; k < 9; k++)
+        for (int l = 0; l < 7; l++)
+            for (int b = 0; b < 5; b++) bytes(lanes_of[l], rows[k], blocks[b], 1.0f);
+    for (int k = 2; !bend && k < 9; k++) {
+        bytes(16, rows[k], 3, NAN), bytes(16, rows[k], 3, INFINITY);
+        bytes(16, rows[k], 3, 0.0f), bytes(16, rows[k], 3, 1e30f);
+    }
+}
+
 void attention_in_floats(void) {
     static const int32_t widths[] = {1, 7, 16, 33, 64, 80, 144}, rows[] = {1, 2, 4, 8, 15, 17, 32};
     static const int32_t some[] = {1, 3, 4, 9, 16};
     for (int32_t blocks = 1; blocks <= 5; blocks++) widened_bytes(blocks);
     for (int32_t n = 1; n <= 200; n += n < 70 ? 3 : 29) words(n);
     if (tested->blend_words) blends_of_words();
+    if (tested->blend_bytes) blends_of_bytes();
     for (int i = 0; i < 7; i++)
         for (int k = 0; k < 5; k++) lanes(some[k], widths[i]);
     for (int i = 0; i < 7; i++)
