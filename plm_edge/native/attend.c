@@ -228,13 +228,15 @@ static void attend_in_integers(const plm_slice *s, uint8_t *scratch) {
 void plm_attend_item(const void *p, size_t item, int thread) {
     const plm_attention *a = p;
     int32_t slices = slices_of(a), t = (int32_t)item / slices, part = (int32_t)item % slices;
-    int32_t n = a->step->n_past + t + 1, each = plm_whole_blocks((n + slices - 1) / slices);
+    /* Whole blocks, in each slice as many or one more: threads end together. */
+    const int64_t n = a->step->n_past + t + 1, blocks = (n + PLM_CONTEXT_BLOCK - 1) / PLM_CONTEXT_BLOCK;
+    const int64_t first = part * blocks / slices, last = (part + 1) * blocks / slices;
     float *partial = partial_of(a, t, part);
     plm_slice s = {a,
                    a->q + (int64_t)t * a->heads * (a->nope + a->rope),
                    plm_queries_of(a, t),
-                   plm_min(n, part * each),
-                   plm_min(n, (part + 1) * each),
+                   (int32_t)(first * PLM_CONTEXT_BLOCK),
+                   plm_min((int32_t)n, (int32_t)(last * PLM_CONTEXT_BLOCK)),
                    partial,
                    partial + a->heads,
                    partial + 2 * a->heads};
