@@ -129,7 +129,8 @@ static void attend_in_floats(const plm_slice *s, uint8_t *scratch) {
     for (int32_t at = s->first; at < s->last; at += PLM_CONTEXT_BLOCK) {
         int32_t rows = plm_min(PLM_CONTEXT_BLOCK, s->last - at);
         const float *block = (const float *)(const void *)plm_cached_row(a, at);
-        const uint8_t *next = at + rows < s->last ? plm_cached_row(a, at + rows) : NULL;
+        int32_t ahead;
+        const uint8_t *next = plm_rows_ahead(s, at, rows, rows, &ahead);
         for (int32_t g = 0; g < groups; g++) {
             int32_t h = g * PLM_TILE;
             const float *queries = w.queries + (int64_t)g * width * PLM_TILE;
@@ -210,14 +211,14 @@ static void attend_in_integers(const plm_slice *s, uint8_t *scratch) {
                    w.panels, w.scales);
     for (int32_t i = 0; i < panels * PLM_TILE; i++) w.most[i] = -INFINITY, w.sum[i] = 0.0f;
     for (int32_t at = s->first; at < s->last; at += PLM_CONTEXT_BLOCK) {
-        int32_t n = plm_min(PLM_CONTEXT_BLOCK, s->last - at);
+        int32_t n = plm_min(PLM_CONTEXT_BLOCK, s->last - at), ahead;
         plm_integer_rows(a, at, n, &w.rows);
         memset(w.scores, 0, (size_t)(panels * PLM_CONTEXT_BLOCK * PLM_TILE) * sizeof *w.scores);
         for (int32_t g = 0; g < panels; g++)
             a->isa->panel(w.panels + (int64_t)g * width * PLM_TILE, w.scales + g * blocks * PLM_TILE, blocks, w.rows.q,
                           width, w.rows.scale, blocks, n, w.scores + g * PLM_CONTEXT_BLOCK * PLM_TILE, PLM_TILE);
         if (a->isa->blend_words)
-            blend_in_lanes(s, n, at + n < s->last ? plm_cached_row(a, at + n) : NULL, &w);
+            blend_in_lanes(s, n, plm_rows_ahead(s, at, n, n, &ahead), &w);
         else
             blend_in_panels(s, n, &w);
     }
@@ -231,12 +232,15 @@ void plm_attend_item(const void *p, size_t item, int thread) {
     /* Whole blocks, in each slice as many or one more: threads end together. */
     const int64_t n = a->step->n_past + t + 1, blocks = (n + PLM_CONTEXT_BLOCK - 1) / PLM_CONTEXT_BLOCK;
     const int64_t first = part * blocks / slices, last = (part + 1) * blocks / slices;
+    const int64_t next = part + a->step->threads, then = next < slices ? next * blocks / slices * PLM_CONTEXT_BLOCK : n;
     float *partial = partial_of(a, t, part);
     plm_slice s = {a,
                    a->q + (int64_t)t * a->heads * (a->nope + a->rope),
                    plm_queries_of(a, t),
                    (int32_t)(first * PLM_CONTEXT_BLOCK),
                    plm_min((int32_t)n, (int32_t)(last * PLM_CONTEXT_BLOCK)),
+                   (int32_t)then,
+                   (int32_t)n,
                    partial,
                    partial + a->heads,
                    partial + 2 * a->heads};

@@ -110,9 +110,10 @@ void plm_attend_in_bytes(const plm_slice *s, uint8_t *scratch) {
     for (int32_t g = 0; g < groups; g++) weave_queries(s, g, &w);
     for (int32_t i = 0; i < groups * PLM_TILE; i++) w.most[i] = -INFINITY, w.sum[i] = 0.0f;
     for (int32_t at = s->first; at < s->last; at += PLM_BYTE_ROWS) {
-        const int32_t n = plm_min(PLM_BYTE_ROWS, s->last - at), then = plm_min(PLM_BYTE_ROWS, s->last - at - n);
-        const uint8_t *next = then ? plm_cached_row(a, at + n) : NULL;
-        const int64_t ahead = then * plm_cache_row_bytes(a->stored, rank, a->rope);
+        const int32_t n = plm_min(PLM_BYTE_ROWS, s->last - at);
+        int32_t rows;
+        const uint8_t *next = plm_rows_ahead(s, at, n, PLM_BYTE_ROWS, &rows);
+        const int64_t ahead = rows * plm_cache_row_bytes(a->stored, rank, a->rope);
         score_rows(s, at, n, &w);
         for (int32_t h = 0; h < a->heads; h += PLM_TILE) {
             float *weights = w.scores + h * PLM_BYTE_ROWS;

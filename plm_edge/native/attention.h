@@ -61,6 +61,8 @@ typedef struct {
     const float *q;             /* (heads, nope + rope) */
     uint8_t *queries;           /* as plm_queries_of has them */
     int32_t first, last;        /* rows */
+    int32_t then;               /* the row with which this thread will probably go on, or past the end of the context */
+    int32_t end;                /* rows of the context */
     float *most, *sum, *latent; /* (heads), (heads), (heads, latent_width) */
 } plm_slice;
 
@@ -81,6 +83,9 @@ typedef struct {
 plm_row_block plm_take_rows(plm_room *r, const plm_attention *a);
 
 const uint8_t *plm_cached_row(const plm_attention *a, int32_t at);
+/* The rows that follow n rows from `at` on, as many of `most` as there are: in the slice, or where this thread will
+ * probably go on. `rows` says how many; NULL where there are none. */
+const uint8_t *plm_rows_ahead(const plm_slice *s, int32_t at, int32_t n, int32_t most, int32_t *rows);
 /* Cached rows first .. first + n as floats (n, rank + rope): where they lie, or widened into `space`. */
 const float *plm_float_rows(const plm_attention *a, int32_t first, int32_t n, float *space);
 /* x (n), filled up to whole blocks with zeros, as integers of PLM_PANEL. */
