@@ -56,8 +56,6 @@ INLINED void pairs_blend_columns(const int16_t *x, int64_t stride, int32_t pairs
         }
 }
 
-enum { SHARE = 6 }; /* lines of the next rows asked for by each group of lanes: with 512 columns all are */
-
 INLINED void pairs_blend_words(const float *weights, const int16_t *x, const float *scales, int32_t stride,
                                int32_t rows, int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride,
                                const uint8_t *next, add_pairs *add) {
@@ -67,6 +65,8 @@ INLINED void pairs_blend_words(const float *weights, const int16_t *x, const flo
     /* Not made as pointers: cached rows narrower than halves end earlier. */
     uintptr_t ahead = (uintptr_t)next, end = ahead ? ahead + (uintptr_t)(2 * rows * stride) : 0;
     const int32_t pairs = (rows + 1) / 2, blocks = n / PLM_BLOCK;
+    const int32_t calls = n / 16 * (lanes / 6 + lanes % 6 / 4 + lanes % 6 % 4);
+    const int share = (int)plm_ceil_div((size_t)(2 * rows * stride), (size_t)(calls * LINE)); /* lines of each call */
     __m256 of_lanes[2];
     for (int i = 0; i < 2; i++)
         of_lanes[i] = pairs_of_rows(weights + 8 * i, PLM_TILE, _mm256_set1_epi32(-1), rows, PLM_LARGEST,
@@ -92,7 +92,7 @@ INLINED void pairs_blend_words(const float *weights, const int16_t *x, const flo
             int32_t l = 0;
 #define LANES(n)                                                                                                     \
     for (; l + (n) <= lanes; l += (n)) {                                                                             \
-        for (int i = 0; i < SHARE && ahead < end; i++, ahead += LINE)                                                \
+        for (int i = 0; i < share && ahead < end; i++, ahead += LINE)                                                \
             _mm_prefetch((const void *)ahead, _MM_HINT_T1);                                                          \
         pairs_blend_columns(x + c, stride, pairs, coefficients[0] + l, factors + l, shrink + l,                      \
                             y + (int64_t)l * y_stride + c, y_stride, (n), add);                                      \
