@@ -236,6 +236,21 @@ def test_what_is_not_a_number_in_the_cache_shows(name, ops, fmt, bad):
     assert np.isnan(case.run(name, ops)).all()
 
 
+def test_bytes_meet_a_query_of_bytes_exactly(name):
+    # with one row of W_uk the query's latent is that row, whose blocks are bytes already
+    case = Case("Q8_0", 3, 1, heads=17, nope=1, rope=40, stored="q8_0")
+    close(case.run(name, LATENT), case.reference(), 5e-3)  # a step of 1/255 in the weights
+
+
+@pytest.mark.parametrize("ops", [LATENT, EXPANDED], ids=["latent", "expanded"])
+@pytest.mark.parametrize("stored", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("factor", [300, -300])  # one of them takes a head's score far below 0
+def test_one_row_has_all_the_weight_whatever_its_score(name, ops, stored, factor):
+    case = Case("Q8_0", 0, 1, stored=stored)
+    case.q *= factor
+    close(case.run(name, ops), case.reference(), 1e-3)
+
+
 @pytest.mark.parametrize("ops", [LATENT, EXPANDED], ids=["latent", "expanded"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("half", [1, 40])  # behind the bytes: two scales, then the rope key
