@@ -129,8 +129,7 @@ static void attend_in_floats(const plm_slice *s, uint8_t *scratch) {
     for (int32_t at = s->first; at < s->last; at += PLM_CONTEXT_BLOCK) {
         int32_t rows = plm_min(PLM_CONTEXT_BLOCK, s->last - at);
         const float *block = (const float *)(const void *)plm_cached_row(a, at);
-        int32_t ahead;
-        const uint8_t *next = plm_rows_ahead(s, at, rows, rows, &ahead);
+        const uint8_t *next = plm_rows_ahead(s, at + rows);
         for (int32_t g = 0; g < groups; g++) {
             int32_t h = g * PLM_TILE;
             const float *queries = w.queries + (int64_t)g * width * PLM_TILE;
@@ -211,14 +210,14 @@ static void attend_in_integers(const plm_slice *s, uint8_t *scratch) {
                    w.panels, w.scales);
     for (int32_t i = 0; i < panels * PLM_TILE; i++) w.most[i] = -INFINITY, w.sum[i] = 0.0f;
     for (int32_t at = s->first; at < s->last; at += PLM_CONTEXT_BLOCK) {
-        int32_t n = plm_min(PLM_CONTEXT_BLOCK, s->last - at), ahead;
+        int32_t n = plm_min(PLM_CONTEXT_BLOCK, s->last - at);
         plm_integer_rows(a, at, n, &w.rows);
         memset(w.scores, 0, (size_t)(panels * PLM_CONTEXT_BLOCK * PLM_TILE) * sizeof *w.scores);
         for (int32_t g = 0; g < panels; g++)
             a->isa->panel(w.panels + (int64_t)g * width * PLM_TILE, w.scales + g * blocks * PLM_TILE, blocks, w.rows.q,
                           width, w.rows.scale, blocks, n, w.scores + g * PLM_CONTEXT_BLOCK * PLM_TILE, PLM_TILE);
         if (a->isa->blend_words)
-            blend_in_lanes(s, n, plm_rows_ahead(s, at, n, n, &ahead), &w);
+            blend_in_lanes(s, n, plm_rows_ahead(s, at + n), &w);
         else
             blend_in_panels(s, n, &w);
     }

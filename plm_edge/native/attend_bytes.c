@@ -1,6 +1,6 @@
 /* ATTEND over a cache of Q8_0 whose latents meet the queries as the bytes they are: a query's latent becomes bytes with
- * a scale for each block of 32, and the weights of 64 rows become bytes too. Rope keys, cached as halves, meet theirs in
- * floats. */
+ * a scale for each block of 32, and the weights of 64 rows become bytes too. Rope keys, cached as halves, meet theirs
+ * in floats. */
 #include "attention.h"
 
 enum { AT_ONCE = 16 }; /* rows that are laid out and scored together: few enough for the first cache */
@@ -111,9 +111,9 @@ void plm_attend_in_bytes(const plm_slice *s, uint8_t *scratch) {
     for (int32_t i = 0; i < groups * PLM_TILE; i++) w.most[i] = -INFINITY, w.sum[i] = 0.0f;
     for (int32_t at = s->first; at < s->last; at += PLM_BYTE_ROWS) {
         const int32_t n = plm_min(PLM_BYTE_ROWS, s->last - at);
-        int32_t rows;
-        const uint8_t *next = plm_rows_ahead(s, at, n, PLM_BYTE_ROWS, &rows);
+        const int32_t rows = plm_min(PLM_BYTE_ROWS, s->end - plm_row_behind(s, at + n)); /* to ask for */
         const int64_t ahead = rows * plm_cache_row_bytes(a->stored, rank, a->rope);
+        const uint8_t *next = plm_rows_ahead(s, at + n);
         score_rows(s, at, n, &w);
         for (int32_t h = 0; h < a->heads; h += PLM_TILE) {
             float *weights = w.scores + h * PLM_BYTE_ROWS;

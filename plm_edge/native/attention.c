@@ -36,10 +36,9 @@ const uint8_t *plm_cached_row(const plm_attention *a, int32_t at) {
     return (const uint8_t *)a->cache + at * plm_cache_row_bytes(a->stored, a->rank, a->rope);
 }
 
-const uint8_t *plm_rows_ahead(const plm_slice *s, int32_t at, int32_t n, int32_t most, int32_t *rows) {
-    const int32_t next = at + n < s->last ? at + n : s->then;
-    *rows = next < s->end ? plm_min(most, s->end - next) : 0;
-    return *rows ? plm_cached_row(s->a, next) : NULL;
+const uint8_t *plm_rows_ahead(const plm_slice *s, int32_t at) {
+    const int32_t next = plm_row_behind(s, at);
+    return next < s->end ? plm_cached_row(s->a, next) : NULL;
 }
 
 /* A cached row of Q8_0: [rank int8 | rank / 32 halves, the scales | rope halves]. */

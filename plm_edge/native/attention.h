@@ -22,8 +22,8 @@ static inline int plm_attends_in_bytes(const plm_attention *a) {
 }
 
 /* The queries of a token: for a cache of floats the latents (heads, rank), which meet rows beside q itself. Where
- * cached bytes are met as they are, what attend_bytes.c makes of the latents. Else integers (heads, row_width), then their scales (heads,
- * row_width / 32), in which the scale of the scores is. */
+ * cached bytes are met as they are, what attend_bytes.c makes of the latents. Else integers (heads, row_width), then
+ * their scales (heads, row_width / 32), in which the scale of the scores is. */
 static inline uint8_t *plm_queries_of(const plm_attention *a, int64_t t) {
     return a->queries + t * (int64_t)plm_query_bytes(a->heads, a->rank, a->rope);
 }
@@ -61,8 +61,7 @@ typedef struct {
     const float *q;             /* (heads, nope + rope) */
     uint8_t *queries;           /* as plm_queries_of has them */
     int32_t first, last;        /* rows */
-    int32_t then;               /* the row with which this thread will probably go on, or past the end of the context */
-    int32_t end;                /* rows of the context */
+    int32_t then, end;          /* with which row this thread will probably go on, `end` if none; rows of the context */
     float *most, *sum, *latent; /* (heads), (heads), (heads, latent_width) */
 } plm_slice;
 
@@ -83,9 +82,10 @@ typedef struct {
 plm_row_block plm_take_rows(plm_room *r, const plm_attention *a);
 
 const uint8_t *plm_cached_row(const plm_attention *a, int32_t at);
-/* The rows that follow n rows from `at` on, as many of `most` as there are: in the slice, or where this thread will
- * probably go on. `rows` says how many; NULL where there are none. */
-const uint8_t *plm_rows_ahead(const plm_slice *s, int32_t at, int32_t n, int32_t most, int32_t *rows);
+/* The row with which this thread will go on when it has done those before `at`; s->end where there is none. */
+static inline int32_t plm_row_behind(const plm_slice *s, int32_t at) { return at < s->last ? at : s->then; }
+/* That row, or NULL. */
+const uint8_t *plm_rows_ahead(const plm_slice *s, int32_t at);
 /* Cached rows first .. first + n as floats (n, rank + rope): where they lie, or widened into `space`. */
 const float *plm_float_rows(const plm_attention *a, int32_t first, int32_t n, float *space);
 /* x (n), filled up to whole blocks with zeros, as integers of PLM_PANEL. */
