@@ -212,18 +212,23 @@ static void unit_words_q4_0(const uint8_t *w, int32_t width, int32_t first, int3
         }
 }
 
-/* `blocks` times 32 of n outputs, from those on at which w, scales and y begin; two units a step. */
+/* `blocks` times 32 of n outputs, from those on at which w, scales and y begin; two units a step. Loads are what a core
+ * has too few of, even those of a byte: both units in one, and a row that is unpacked in two ways is loaded once. */
 INLINED void mix_blocks(plm_fired_words f, int32_t tokens, const int16_t *w, const float *scales, int32_t n, float *y,
                         int blocks) {
+    __m512 of_output[8];
+    for (int b = 0; b < 2 * blocks; b++) of_output[b] = _mm512_loadu_ps(scales + 16 * b);
     for (int32_t i = 0; i < tokens; i++) {
         const int32_t count = f.count[i];
-        __m512i sum[4];
+        __m512i sum[8];
         for (int b = 0; b < 2 * blocks; b++) sum[b] = _mm512_setzero_si512();
         for (int32_t k = 0; k < count; k += 2) {
-            const int16_t *first = w + f.which[k] * n, *second = w + f.which[k + 1] * n;
+            uint16_t two;
+            memcpy(&two, f.which + k, sizeof two);
+            const int16_t *first = w + (two & 255) * (int64_t)n, *second = w + (two >> 8) * (int64_t)n;
             __m512i pair = in_every(f.words + k);
             for (int b = 0; b < blocks; b++) {
-                __m512i u = load64(first + PLM_BLOCK * b), v = load64(second + PLM_BLOCK * b);
+                __m512i u = in_place16(load64(first + PLM_BLOCK * b)), v = in_place16(load64(second + PLM_BLOCK * b));
                 sum[2 * b] = add_words(sum[2 * b], _mm512_unpacklo_epi16(u, v), pair);
                 sum[2 * b + 1] = add_words(sum[2 * b + 1], _mm512_unpackhi_epi16(u, v), pair);
             }
@@ -231,15 +236,15 @@ INLINED void mix_blocks(plm_fired_words f, int32_t tokens, const int16_t *w, con
         f.words += count, f.which += count;
         float *to = y + (int64_t)f.token[i] * n;
         for (int b = 0; b < 2 * blocks; b++) {
-            __m512 before = _mm512_loadu_ps(to + 16 * b), of_output = _mm512_loadu_ps(scales + 16 * b);
-            _mm512_storeu_ps(to + 16 * b, add_scaled16(before, sum[b], of_output, f.scale[i]));
+            __m512 after = add_scaled16(_mm512_loadu_ps(to + 16 * b), sum[b], of_output[b], f.scale[i]);
+            _mm512_storeu_ps(to + 16 * b, after);
         }
     }
 }
 
 static void mix_words(plm_fired_words f, int32_t tokens, const int16_t *w, const float *scales, int32_t n, float *y) {
-    if (n == 64) { /* the usual: a row of w is found by a shift */
-        mix_blocks(f, tokens, w, scales, 64, y, 2);
+    if (n == 128) { /* the usual: a row of w is found by a shift */
+        mix_blocks(f, tokens, w, scales, 128, y, 4);
         return;
     }
     for (int32_t o = 0; o < n; o += PLM_BLOCK) mix_blocks(f, tokens, w + o, scales + o, n, y + o, 1);

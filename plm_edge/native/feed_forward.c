@@ -4,7 +4,7 @@
 
 enum { GATHER_OUTPUTS = 256, UP_TOKENS = 128 };
 enum { DOWN_OUTPUTS = 128 }; /* of an item of DOWN: 64 units of them are 32 KB, an L1 or most of one */
-enum { WORD_OUTPUTS = 64 };  /* the same in integers: 32 units are 4 KB */
+enum { WORD_OUTPUTS = 128 }; /* the same in integers: 32 units are 8 KB */
 
 static int64_t unit_bytes(const plm_matrix *down) {
     if (plm_is_super(down->format)) return plm_unit_bytes_super(down->format, down->rows);
