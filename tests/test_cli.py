@@ -380,3 +380,15 @@ def test_an_empty_path_is_not_this_folder(command: str, inside: Run, tmp_path: P
     assert said.code == 2
     assert "expected a path, found ''" in said.err
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("file_format", "said"), [("onnx", "Q8_0 in ONNX files"), ("both", "Q8_0 in layout latent")]
+)
+def test_a_layout_is_named_where_there_is_one(
+    inside: Run, checkpoint_of: Callable[[str], Path], file_format: str, said: str
+) -> None:
+    pytest.importorskip("onnx")
+    hf = checkpoint_of("blocks")
+    ran = inside("export", hf, "--target", "rpi4", "--quant", "Q8_0", "--format", file_format)
+    assert ran.out.startswith(f"{said}, context 128 tokens\n"), ran.err

@@ -107,7 +107,7 @@ def _print(out: Path, manifest: Manifest) -> None:
     from plm_edge.exporters.on_device import README
 
     plan = manifest.plan
-    print(f"{plan['quant']} in layout {plan['layout']}, context {plan['n_ctx']} tokens")
+    print(f"{form(manifest)}, context {plan['n_ctx']} tokens")
     for file in manifest.files:
         print(f"{file.size:>14,} bytes  {file.name}")
     for line in _gains(out):
@@ -118,12 +118,22 @@ def _print(out: Path, manifest: Manifest) -> None:
         print(f"how to get it there: {out / README}")
 
 
-def _extra(manifest: Manifest) -> str:
-    """What must be installed for that, where our own kernels do not run it."""
+def form(manifest: Manifest) -> str:
+    """Its numbers and how they lie; a layout is one of a GGUF file."""
+    where = f"layout {manifest.plan['layout']}" if _has_gguf(manifest) else "ONNX files"
+    return f"{manifest.plan['quant']} in {where}"
+
+
+def _has_gguf(manifest: Manifest) -> bool:
     from plm_edge.bundle import MODEL_FILE
 
+    return any(file.name == MODEL_FILE for file in manifest.files)
+
+
+def _extra(manifest: Manifest) -> str:
+    """What must be installed for that, where our own kernels do not run it."""
     name = "llama" if manifest.plan["backend"] == "llama" else None
-    if all(file.name != MODEL_FILE for file in manifest.files):
+    if not _has_gguf(manifest):
         name = "onnx"
     return "" if name is None else f" (after pip install 'plm-edge[{name}]')"
 
