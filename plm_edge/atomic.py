@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from plm_edge.errors import OutputError
 
+_PART, _OLD = ".part", ".old"
 _MARGIN = 0.05  # of the bytes to be written, beyond them: what file systems need for themselves
 _CURES = {
     errno.ENOSPC: "free some space or choose another folder",
@@ -92,10 +93,55 @@ def check_space(folder: Path, need: int) -> None:
         )
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; links are not followed.
+
+    A crash leaves a folder as `.NAME.old`, never as a part of itself. What another process writes
+    now is left as it is. What cannot be removed is raised as OutputError.
+    """
+    path = Path(os.path.abspath(path))
+    try:
+        link = path.is_symlink()
+        unfinished = path.name.endswith(_PART) and not link
+        with _locked(path, _open_there, path) if unfinished else contextlib.nullcontext():
+            if link or not path.is_dir():
+                path.unlink()
+                return
+            gone = path
+            if not is_leftover(path.name):
+                gone = path.with_name(f".{path.name}{_OLD}")
+                _remove(gone)
+                os.rename(path, gone)
+            shutil.rmtree(gone)
+    except FileNotFoundError:  # another process was faster
+        return
+    except OSError as why:
+        cause = why.strerror or why
+        raise OutputError(f"{path}: cannot be removed: {cause}; check whose it is") from why
+
+
+def is_leftover(name: str) -> bool:
+    """Whether this is the name of what is being written, or of what a crash left."""
+    return name.startswith(".") and name.endswith((_PART, _OLD))
+
+
+def is_being_written(part: Path) -> bool:
+    """Whether a process that lives holds the lock of `part`."""
+    if not part.name.endswith(_PART):
+        return False
+    try:
+        with _locked(part, _open_there, part):
+            return False
+    except OutputError:
+        return True
+    except OSError:
+        return False
+
+
 def _neighbour(path: Path) -> Path:
     if not path.name:
         raise OutputError(f"{path}: expected a name to write to, found a root folder")
-    return path.with_name(f".{path.name}.part")
+    return path.with_name(f".{path.name}{_PART}")
 
 
 @contextlib.contextmanager
@@ -141,6 +187,10 @@ def _open_folder(part: Path) -> int:
     with contextlib.suppress(FileExistsError):
         part.mkdir(mode=0o700)
     return os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _open_there(part: Path) -> int:
+    return os.open(part, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 @contextlib.contextmanager
@@ -233,7 +283,7 @@ def _swap(part: Path, path: Path) -> None:
     if _exchange(part, path):
         _remove(part)
         return
-    old = path.with_name(f".{path.name}.old")
+    old = path.with_name(f".{path.name}{_OLD}")
     _remove(old)
     os.rename(path, old)
     try:

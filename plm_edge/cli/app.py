@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 import plm_edge
 from plm_edge.cli.bench import command as bench
+from plm_edge.cli.cache import app as cache
 from plm_edge.cli.chat import command as chat
 from plm_edge.cli.devices import app as devices
 from plm_edge.cli.doctor import command as doctor
@@ -109,6 +110,7 @@ app.command("chat")(chat)
 app.command("plan")(plan)
 app.add_typer(devices, name="devices")
 app.command("doctor")(doctor)
+app.add_typer(cache, name="cache")
 app.command("bench")(bench)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect)

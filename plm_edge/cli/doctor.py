@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -41,21 +39,14 @@ def command(
 
 def _exports() -> Iterator[Finding]:
     """What was exported for this machine: nobody but the user deletes it."""
+    from plm_edge.cli.cache import bytes_below
     from plm_edge.cli.prepare import cache_folder
     from plm_edge.devices.doctor import Finding
 
     folder = cache_folder()
-    files = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
-    if size := sum(map(_bytes, files)):
+    if size := bytes_below(folder):
         yield Finding(
             "exports",
             f"{size / 2**20:,.0f} MiB of models laid out for this machine in {folder}",
-            f"what is used again is made again after rm -r {shlex.quote(str(folder))}",
+            "plm-edge cache lists them; what is used again is made again after plm-edge cache rm",
         )
-
-
-def _bytes(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:  # a running export takes its files away
-        return 0

@@ -120,11 +120,12 @@ def _print(out: Path, manifest: Manifest) -> None:
 
 def form(manifest: Manifest) -> str:
     """Its numbers and how they lie; a layout is one of a GGUF file."""
-    where = f"layout {manifest.plan['layout']}" if _has_gguf(manifest) else "ONNX files"
+    where = f"layout {manifest.plan['layout']}" if has_gguf(manifest) else "ONNX files"
     return f"{manifest.plan['quant']} in {where}"
 
 
-def _has_gguf(manifest: Manifest) -> bool:
+def has_gguf(manifest: Manifest) -> bool:
+    """Or ONNX files alone."""
     from plm_edge.bundle import MODEL_FILE
 
     return any(file.name == MODEL_FILE for file in manifest.files)
@@ -133,7 +134,7 @@ def _has_gguf(manifest: Manifest) -> bool:
 def _extra(manifest: Manifest) -> str:
     """What must be installed for that, where our own kernels do not run it."""
     name = "llama" if manifest.plan["backend"] == "llama" else None
-    if not _has_gguf(manifest):
+    if not has_gguf(manifest):
         name = "onnx"
     return "" if name is None else f" (after pip install 'plm-edge[{name}]')"
 

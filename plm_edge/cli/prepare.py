@@ -5,6 +5,7 @@ Exports for this machine are kept in the cache folder, one for each source, choi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -87,6 +88,7 @@ def prepare(
         # force: another process may put the same bundle there meanwhile.
         files = Files(file_format)
         export(found, "host", folder, quant=quant, files=files, force=True, progress=progress)
+    _note_use(folder)
     return folder
 
 
@@ -149,6 +151,7 @@ def in_layout(path: Path, layout: str, progress: Progress | None = None) -> Path
 
         _make_cache_folder()
         relayout(file, layout, folder, force=True, progress=progress)
+    _note_use(folder)
     return folder / MODEL_FILE
 
 
@@ -255,6 +258,12 @@ def _make_cache_folder() -> None:
         raise OutputError(f"no cache folder {folder}: {why.strerror}; {cure}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"the cache folder {folder} cannot be written to; {cure}")
+
+
+def _note_use(folder: Path) -> None:
+    """The folder's time is that of its last use: `plm-edge cache` shows it."""
+    with contextlib.suppress(OSError):  # a cache that can be read alone serves too
+        os.utime(folder)
 
 
 def cache_key(source: Path, quant: str | None = None) -> str:
