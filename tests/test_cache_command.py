@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -278,8 +279,10 @@ def test_a_model_in_use_answers_on(
     )
     assert process.stdout is not None
     first = process.stdout.read(1)
+    process.send_signal(signal.SIGSTOP)  # so that most of its answer is still to come
     assert inside("cache", "rm", kept.name).code == 0
     assert names(cache) == []
+    process.send_signal(signal.SIGCONT)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err.count(b"\n")) == (0, 1), err
     assert first + out
