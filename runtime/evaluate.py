@@ -149,9 +149,15 @@ def _windows(
     session: AnySession, ids: Sequence[int], window: int, windows: int | None
 ) -> list[list[int]]:
     if not 3 <= window <= session.n_ctx:
-        raise UsageError(f"expected windows of 3 to {session.n_ctx} tokens, found {window}")
+        raise UsageError(
+            f"expected windows of 3 to {session.n_ctx} tokens, found {window}; give another -c, or "
+            "leave it out"
+        )
     if windows is not None and windows < 1:
-        raise UsageError(f"expected at least 1 window, found {windows}")
+        raise UsageError(
+            f"expected at least 1 window, found {windows}; give --chunks more, or leave it out for "
+            "all of the text"
+        )
     texts = list(windows_of(ids, window))[:windows]
     if not texts:
         raise UsageError(

@@ -146,8 +146,8 @@ def test_wrong_calls_say_what_is_wrong(bundle_of: Bundles, tmp_path: Path) -> No
         for call, said in (
             (lambda: evaluate(session, IDS[:20], WINDOW), "at least 32 tokens, found 20"),
             (lambda: evaluate(session, IDS, WINDOW + 1), "windows of 3 to 32 tokens"),
-            (lambda: evaluate(session, IDS, 2), "windows of 3 to 32 tokens"),
-            (lambda: evaluate(session, IDS, WINDOW, windows=0), "at least 1 window"),
+            (lambda: evaluate(session, IDS, 2), "found 2; give another -c"),
+            (lambda: evaluate(session, IDS, WINDOW, windows=0), "found 0; give --chunks more, or"),
             (lambda: evaluate(session, IDS, WINDOW, other), "same vocabulary"),
             (lambda: evaluate(session, IDS[1:], WINDOW, saved), "logits of this text"),
             (lambda: evaluate(session, IDS, 16, saved), "logits of this text"),
