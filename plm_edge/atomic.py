@@ -151,6 +151,11 @@ def _one_line(path: Path) -> Iterator[None]:
         yield
     except OSError as why:
         cure = _CURES.get(why.errno or 0, "choose another place")
+        if why.errno == errno.ENOENT and path.parent.is_dir():  # as /proc says it
+            cure = (
+                f"{path.parent} takes nothing new, or what was written there was removed: choose "
+                "another folder"
+            )
         raise OutputError(f"{path}: cannot be written: {why.strerror or why}; {cure}") from why
 
 

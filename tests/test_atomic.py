@@ -285,6 +285,19 @@ def test_links_are_not_followed(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
+def test_a_folder_that_takes_nothing_new_is_not_to_be_created(tmp_path, monkeypatch):
+    def refuse(part: Path) -> int:  # as mkdir and open do in /proc
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(part))
+
+    monkeypatch.setattr(atomic, "_open_file", refuse)
+    monkeypatch.setattr(atomic, "_open_folder", refuse)
+    said = f"No such file or directory; {tmp_path} takes nothing new, or .* choose another folder"
+    with pytest.raises(OutputError, match=said):
+        write_atomic(tmp_path / "out", put(b""))
+    with pytest.raises(OutputError, match=said):
+        make(tmp_path / "out")
+
+
 def test_one_line_for_every_mistake(tmp_path):
     (tmp_path / "file").touch()
     for path, text in (
