@@ -196,6 +196,8 @@ def test_nobody_there(
 ) -> None:
     one_line(inside("chat", bundle_of("plain")), 2, "the prompt is empty")
     one_line(inside("chat", "-p", "-"), 2, "the prompt is empty")
+    one_line(inside("chat", "nosuch"), 2, "found no file or folder 'nosuch'; ")
+    one_line(inside("chat", "no/such"), 2, "the prompt is empty")  # the hub was not asked
     monkeypatch.setattr("plm_edge.checkpoint.hub._DEMO", checkpoint_of("plain"))
     ran = inside("chat", "-n", 3, "-s", 5)  # the demo shows what it can do
     assert ran.code == 0

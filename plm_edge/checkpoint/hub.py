@@ -54,17 +54,27 @@ def resolve_model(model: str | Path, offline: bool = False, config_only: bool = 
     local = _local(model)
     if local is not None:
         return local
+    repo, quant = _hub_id(model).groups()
+    hub = _hub()
+    if quant:
+        return _gguf(hub, repo, quant, offline)
+    return _snapshot(hub, repo, offline, ["config.json"] if config_only else _FILES)
+
+
+def check_name(model: str) -> None:
+    """Raises UsageError for what is nothing here and no hub id; nobody is asked."""
+    if model != "demo" and _local(model) is None:
+        _hub_id(model)
+
+
+def _hub_id(model: str) -> re.Match[str]:
     named = _HUB_ID.fullmatch(model)
     if not named or model.endswith((".gguf", ".onnx", ".safetensors")):
         raise UsageError(
             f"found no file or folder {model!r}; expected a path, a hub id such as "
             "PLM-Team/PLM-1.8B-Instruct, or demo"
         )
-    repo, quant = named.groups()
-    hub = _hub()
-    if quant:
-        return _gguf(hub, repo, quant, offline)
-    return _snapshot(hub, repo, offline, ["config.json"] if config_only else _FILES)
+    return named
 
 
 def is_hub_id(model: str) -> bool:

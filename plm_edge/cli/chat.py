@@ -71,6 +71,8 @@ def command(
     ] = None,
 ) -> None:
     """Chat with a model; /help lists the commands of the terminal."""
+    from plm_edge.checkpoint.hub import check_name
+
     settings = {
         "temperature": temperature,
         "top_k": top_k,
@@ -82,6 +84,7 @@ def command(
     }
     talk = conversation(saved, settings, tuple(stop or ()), system)
     talk.lookup = lookup
+    check_name(model)
     question = _question(prompt, model)
     asked = threads, n_ctx, cache_type, isa, force
     session = open_session(model, backend, *asked, ctx.obj, head, activations, gpu_layers)
