@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 DEMO = "demo"
 DEMO_PROMPT = "Tell me a tale about a fox"  # where nobody is there to ask
 
+_FLAGS = {  # setting of a conversation -> as it is typed
+    "temperature": "--temp",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "min_p": "--min-p",
+    "repeat_penalty": "--repeat-penalty",
+    "seed": "-s",
+    "max_tokens": "-n",
+}
+_UNSET = {"seed": "; -1: a new one", "max_tokens": "; -1: no limit"}  # what -1 means
+
 
 def command(
     ctx: typer.Context,
@@ -120,8 +131,12 @@ def conversation(
     talk = Conversation.load(saved) if saved is not None else Conversation()
     for name, value in settings.items():
         if value is not None:
-            unset = value == -1 and name in ("seed", "max_tokens")
-            talk.set(name, None if unset else value)
+            unset = value == -1 and name in _UNSET
+            try:
+                talk.set(name, None if unset else value)
+            except UsageError as why:
+                said = str(why).removeprefix(name)
+                raise UsageError(_FLAGS[name] + said + _UNSET.get(name, "")) from None
     if stop:
         talk.stop = check_stops(stop)
     if system is not None:
