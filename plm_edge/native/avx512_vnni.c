@@ -178,16 +178,19 @@ INLINED void add_outputs_q4_0(const fired *f, const uint8_t *scales, int32_t o, 
 }
 
 static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y, const plm_ahead *next) {
+    const int32_t shares = width / PLM_SHARE;
     fired f;
-    int32_t o = 0;
     (void)units;
     if (!find_fired_int(w + 2 * (int64_t)width, width / 2, a, 4, &f)) return;
-    for (; o + 128 <= width; o += 128) {
+    for (int32_t i = 0; i < shares; i++) {
+        const int32_t o = plm_share_at(i, shares);
         plm_ask(next, o);
-        add_outputs_q4_0(&f, w, o, 4, y);
+        add_outputs_q4_0(&f, w, o, PLM_SHARE / PLM_BLOCK, y);
     }
+    const int32_t o = PLM_SHARE * shares;
+    if (o == width) return; /* what lies behind is another row's */
     plm_ask(next, o);
-    if (o < width) add_outputs_q4_0(&f, w, o, (width - o) / PLM_BLOCK, y);
+    add_outputs_q4_0(&f, w, o, (width - o) / PLM_BLOCK, y);
 }
 
 /* Words in the order in which two rows unpacked give the sums of 16 outputs, and of the 16 behind: four of each 16 in
