@@ -22,6 +22,7 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "tile": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
     "four_tiles": CFUNCTYPE(None, _P, _I, _P, _P, _P),
     "tile_of_bytes": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
+    "two_of_bytes": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
     "row": CFUNCTYPE(_F, _P, _I, _P),
     "rows": CFUNCTYPE(None, _P, _I, _P, _I, _P),
     "add_rows": CFUNCTYPE(None, _P, _I, _P, _I, _P),
@@ -53,8 +54,8 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "score_bytes": CFUNCTYPE(None, _P, _P, _P, _P, _I, _P, _I, _I, _P),
     "blend_bytes": CFUNCTYPE(None, _P, _P, _P, _I, _I, _I, _P, _I, _P, _I, _P, _I),
 }
-_BY_FORMAT = ("tile", "four_tiles", "tile_of_bytes", "row", "rows", "add_rows", "units")
-_BY_FORMAT += ("unit_rows", "part_units", "part_rows", "unit_words")
+_BY_FORMAT = ("tile", "four_tiles", "tile_of_bytes", "two_of_bytes", "row", "rows")
+_BY_FORMAT += ("add_rows", "units", "unit_rows", "part_units", "part_rows", "unit_words")
 LARGEST, BYTE = ACTIVATIONS["int16"], ACTIVATIONS["int8"]
 PANEL = 8191  # PLM_PANEL
 
@@ -120,8 +121,10 @@ class Primitives:
         function(at, len(x), ctypes.addressof(act.struct), y.ctypes.data, at + data.nbytes)
         return y
 
-    def tile_of_tokens(self, fmt, data, x, stride=TILE + 3, most=LARGEST, in_bytes=False):
-        """X (T, cols) -> (T, 16); what lies between the rows of the result is left alone."""
+    def tile_of_tokens(self, fmt, data, x, most=LARGEST, by="tile"):
+        """X (T, cols) -> (T, 16), or 32; what lies between the rows of the result is left alone."""
+        width = 2 * TILE if by == "two_of_bytes" else TILE
+        stride = width + 3
         x, data = np.atleast_2d(x), unaligned(data)
         each = [Activations(row, most) for row in x]
         joined = [
@@ -130,13 +133,12 @@ class Primitives:
         ]
         struct = Vectors(*(array.ctypes.data for array in joined))
         y = floats(len(x) * stride, 7)
-        table = self._table.tile_of_bytes if in_bytes else self._table.tile
-        function = table[FORMAT_CODES[fmt]]
+        function = getattr(self._table, by)[FORMAT_CODES[fmt]]
         arguments = (data.ctypes.data, x.shape[1], ctypes.addressof(struct), len(x))
         function(*arguments, y.ctypes.data, stride)
         rows = y.reshape(len(x), stride)
-        assert (rows[:, TILE:] == 7).all()
-        return rows[:, :TILE].copy()
+        assert (rows[:, width:] == 7).all()
+        return rows[:, :width].copy()
 
     def row(self, fmt, data, x):
         data, act = unaligned(data), Activations(x)

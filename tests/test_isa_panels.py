@@ -119,10 +119,25 @@ def test_activations_of_8_bits_give_the_bits_of_16(name, fmt, cols, tokens):
     packed, _ = random_rows(fmt, 16, cols)
     tile = arrange("tile16x4", fmt, packed, cols)
     x = np.stack([random_x(cols, seed=t) for t in range(tokens)])
-    got = one.tile_of_tokens(fmt, tile, x, most=BYTE, in_bytes=True)
+    got = one.tile_of_tokens(fmt, tile, x, most=BYTE, by="tile_of_bytes")
     same_bits(got, one.tile_of_tokens(fmt, tile, x, most=BYTE))
     with pytest.raises(AssertionError):
         same_bits(got, one.tile_of_tokens(fmt, tile, x))  # 16 bits say more
+
+
+@pytest.mark.parametrize(("name", "fmt", "cols"), cases_of("two_of_bytes"))
+@pytest.mark.parametrize("tokens", [1, 3, 4, 9])
+def test_two_tiles_of_bytes_give_what_each_gives(name, fmt, cols, tokens):
+    one = Primitives(name)
+    packed, _ = random_rows(fmt, 32, cols)
+    each = [arrange("tile16x4", fmt, rows, cols) for rows in np.split(packed, 2)]
+    x = np.stack([random_x(cols, seed=t) for t in range(tokens)])
+    want = np.hstack([one.tile_of_tokens(fmt, tile, x, BYTE) for tile in each])
+    same_bits(one.tile_of_tokens(fmt, np.concatenate(each), x, BYTE, by="two_of_bytes"), want)
+    with pytest.raises(AssertionError):
+        same_bits(
+            one.tile_of_tokens(fmt, np.concatenate(each[::-1]), x, BYTE, "two_of_bytes"), want
+        )
 
 
 @pytest.mark.parametrize(("name", "fmt", "cols"), cases_of("tile_of_bytes"))
@@ -136,7 +151,7 @@ def test_the_largest_sums_of_activations_of_8_bits_do_not_overflow(name, fmt, co
     x = 3 * np.tile(four, (5, cols // 4))
     one = Primitives(name)
     same_bits(
-        one.tile_of_tokens(fmt, tile, x, most=BYTE, in_bytes=True),
+        one.tile_of_tokens(fmt, tile, x, most=BYTE, by="tile_of_bytes"),
         one.tile_of_tokens(fmt, tile, x, most=BYTE),
     )
 

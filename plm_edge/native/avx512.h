@@ -110,6 +110,10 @@ void avx512_tile_of_bytes_q8_0(const uint8_t *w, int32_t cols, const plm_vectors
                                int32_t stride);
 void avx512_tile_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                                int32_t stride);
+void avx512_two_of_bytes_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                              int32_t stride);
+void avx512_two_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                              int32_t stride);
 void avx512_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel);
 void avx512_panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
                   const float *x_scale, int32_t x_blocks, int32_t rows, float *y, int32_t stride);

@@ -2,10 +2,7 @@
  * instruction multiplies by 4 bytes of a token and adds up. */
 #include "avx512.h"
 
-enum { CHUNK = 8, BYTES_BLOCK = PLM_BLOCK * PLM_TILE, TOKENS = 8 }; /* blocks unpacked at a time: 4 KB */
-
-/* What was added to a weight to be a byte without a sign. */
-static inline int raised_by(int format) { return format == PLM_Q8_0 ? 128 : 8; }
+enum { CHUNK = 8, BYTES_BLOCK = PLM_BLOCK * PLM_TILE, SUMS = 8 }; /* blocks unpacked at a time: 4 KB */
 
 static inline void unpack(const uint8_t *w, uint8_t *bytes, float *scales, int format) {
     _mm512_storeu_ps(scales, scales16(w));
@@ -20,48 +17,60 @@ static inline void unpack(const uint8_t *w, uint8_t *bytes, float *scales, int f
     }
 }
 
-/* n blocks for R tokens: x begins with them. */
-INLINED void meet(const uint8_t *bytes, const float *scales, int32_t n, const plm_vectors *x, int32_t cols, int raised,
-                  float *y, int32_t stride, int R) {
+/* n blocks of N tiles for R tokens: x begins with them. Of loads a core has too few: the bytes of a token are loaded once
+ * for two tiles. */
+INLINED void meet(const uint8_t *bytes, const float *scales, int32_t n, const plm_vectors *x, int32_t cols, int format,
+                  float *y, int32_t stride, int N, int R) {
     const int32_t x_blocks = cols / PLM_BLOCK;
     const int8_t *q = x->bytes;
-    __m512 out[TOKENS];
-    for (int r = 0; r < R; r++) out[r] = _mm512_loadu_ps(y + (int64_t)r * stride);
+    __m512 out[SUMS];
+    for (int k = 0; k < N * R; k++) out[k] = _mm512_loadu_ps(y + k / N * (int64_t)stride + k % N * PLM_TILE);
     for (int32_t b = 0; b < n; b++, scales += PLM_TILE, q += PLM_BLOCK) {
-        __m512i sum[TOKENS];
-        for (int r = 0; r < R; r++) sum[r] = _mm512_set1_epi32(-raised * x->sum[r * x_blocks + b]);
-        for (int g = 0; g < PLM_BLOCK / 4; g++, bytes += 64) {
-            __m512i v = load64(bytes);
-            for (int r = 0; r < R; r++) sum[r] = add_bytes(sum[r], v, in_every(q + (int64_t)r * cols + 4 * g));
+        __m512i sum[SUMS];
+        for (int r = 0; r < R; r++) {
+            const __m512i raised = _mm512_slli_epi32(in_every(x->sum + r * x_blocks + b), format == PLM_Q8_0 ? 7 : 3);
+            for (int i = 0; i < N; i++) sum[r * N + i] = _mm512_sub_epi32(_mm512_setzero_si512(), raised);
         }
-        __m512 of_block = _mm512_loadu_ps(scales);
-        for (int r = 0; r < R; r++) out[r] = add_scaled16(out[r], sum[r], of_block, x->scale[r * x_blocks + b]);
+        for (int g = 0; g < PLM_BLOCK / 4; g++, bytes += 64) {
+            __m512i v[2];
+            for (int i = 0; i < N; i++) v[i] = load64(bytes + i * CHUNK * BYTES_BLOCK);
+            for (int k = 0; k < N * R; k++)
+                sum[k] = add_bytes(sum[k], v[k % N], in_every(q + k / N * (int64_t)cols + 4 * g));
+        }
+        for (int i = 0; i < N; i++) {
+            __m512 of_block = _mm512_loadu_ps(scales + i * CHUNK * PLM_TILE);
+            for (int r = 0; r < R; r++)
+                out[r * N + i] = add_scaled16(out[r * N + i], sum[r * N + i], of_block, x->scale[r * x_blocks + b]);
+        }
     }
-    for (int r = 0; r < R; r++) _mm512_storeu_ps(y + (int64_t)r * stride, out[r]);
+    for (int k = 0; k < N * R; k++) _mm512_storeu_ps(y + k / N * (int64_t)stride + k % N * PLM_TILE, out[k]);
 }
 
-INLINED void tile_of_bytes(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
-                           int32_t stride, int format) {
-    const int32_t blocks = cols / PLM_BLOCK, size = format == PLM_Q8_0 ? 544 : 288, raised = raised_by(format);
-    _Alignas(PLM_LINE) uint8_t bytes[CHUNK * BYTES_BLOCK];
-    _Alignas(PLM_LINE) float scales[CHUNK * PLM_TILE];
-    for (int64_t t = 0; t < tokens; t++) memset(y + t * stride, 0, PLM_TILE * sizeof *y);
+/* N tiles behind each other, 1 or 2. */
+INLINED void tiles_of_bytes(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                            int32_t stride, int format, int N) {
+    const int32_t blocks = cols / PLM_BLOCK, size = format == PLM_Q8_0 ? 544 : 288, several = SUMS / N;
+    _Alignas(PLM_LINE) uint8_t bytes[2 * CHUNK * BYTES_BLOCK];
+    _Alignas(PLM_LINE) float scales[2 * CHUNK * PLM_TILE];
+    for (int64_t t = 0; t < tokens; t++) memset(y + t * stride, 0, (size_t)(N * PLM_TILE) * sizeof *y);
     for (int32_t b = 0; b < blocks; b += CHUNK) {
         const int32_t n = blocks - b < CHUNK ? blocks - b : CHUNK;
-        for (int32_t i = 0; i < n; i++, w += size) {
-            ask_ahead(w, size);
-            unpack(w, bytes + i * BYTES_BLOCK, scales + i * PLM_TILE, format);
+        for (int32_t k = 0; k < N * n; k++) {
+            const int32_t to = k / n * CHUNK + k % n;
+            const uint8_t *from = w + ((int64_t)(k / n) * blocks + b + k % n) * size;
+            ask_ahead(from, size);
+            unpack(from, bytes + to * BYTES_BLOCK, scales + to * PLM_TILE, format);
         }
         for (int32_t t = 0; t < tokens;) {
             const int64_t first = (int64_t)t * blocks + b;
             const plm_vectors at = {
                 .bytes = x->bytes + first * PLM_BLOCK, .scale = x->scale + first, .sum = x->sum + first};
             float *to = y + (int64_t)t * stride;
-            const int32_t R = tokens - t < TOKENS ? 1 : TOKENS;
-            if (R == TOKENS)
-                meet(bytes, scales, n, &at, cols, raised, to, stride, TOKENS);
+            const int32_t R = tokens - t < several ? 1 : several;
+            if (R == several)
+                meet(bytes, scales, n, &at, cols, format, to, stride, N, SUMS / N);
             else
-                meet(bytes, scales, n, &at, cols, raised, to, stride, 1);
+                meet(bytes, scales, n, &at, cols, format, to, stride, N, 1);
             t += R;
         }
     }
@@ -69,9 +78,17 @@ INLINED void tile_of_bytes(const uint8_t *w, int32_t cols, const plm_vectors *x,
 
 void avx512_tile_of_bytes_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                                int32_t stride) {
-    tile_of_bytes(w, cols, x, tokens, y, stride, PLM_Q8_0);
+    tiles_of_bytes(w, cols, x, tokens, y, stride, PLM_Q8_0, 1);
 }
 void avx512_tile_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                                int32_t stride) {
-    tile_of_bytes(w, cols, x, tokens, y, stride, PLM_Q4_0);
+    tiles_of_bytes(w, cols, x, tokens, y, stride, PLM_Q4_0, 1);
+}
+void avx512_two_of_bytes_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                              int32_t stride) {
+    tiles_of_bytes(w, cols, x, tokens, y, stride, PLM_Q8_0, 2);
+}
+void avx512_two_of_bytes_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                              int32_t stride) {
+    tiles_of_bytes(w, cols, x, tokens, y, stride, PLM_Q4_0, 2);
 }

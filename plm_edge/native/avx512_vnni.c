@@ -259,6 +259,7 @@ const plm_isa plm_avx512_vnni = {
              avx512_tile_q6_k},
     .four_tiles = {[PLM_Q8_0] = four_q8_0, [PLM_Q4_0] = four_q4_0},
     .tile_of_bytes = {[PLM_Q8_0] = avx512_tile_of_bytes_q8_0, [PLM_Q4_0] = avx512_tile_of_bytes_q4_0},
+    .two_of_bytes = {[PLM_Q8_0] = avx512_two_of_bytes_q8_0, [PLM_Q4_0] = avx512_two_of_bytes_q4_0},
     .row = {avx512_row_f32, avx512_row_f16, avx512_row_bf16, row_q8_0, row_q4_0, avx512_row_q4_k, avx2_row_q6_k},
     .rows = {[PLM_Q8_0] = avx512_several_rows_q8_0, [PLM_Q4_0] = avx512_several_rows_q4_0},
     .add_rows = {avx512_add_f32, avx512_add_f16, avx512_add_bf16, avx512_add_q8_0, avx512_add_q4_0, avx512_add_q4_k,

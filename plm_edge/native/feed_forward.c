@@ -205,8 +205,7 @@ void plm_up_item(const void *p, size_t pair, int thread) {
     const plm_up *a = p;
     const int32_t first = (int32_t)pair * PLM_PAIR, units = plm_min(PLM_PAIR, a->down.cols - first);
     const int32_t words = in_words(a->isa, &a->down), span = words ? PLM_BLOCK : PLM_PAIR;
-    const int64_t tokens = a->step->n_tokens, bytes = plm_tile_bytes(a->up.format, a->up.cols);
-    plm_tile *tile = plm_tile_of(a->isa, a->up.format, &a->x);
+    const int64_t tokens = a->step->n_tokens;
     fired_at fired[PLM_PAIR / PLM_BLOCK];
     _Alignas(PLM_LINE) float h[UP_TOKENS * PLM_PAIR];
     kept k;
@@ -215,8 +214,7 @@ void plm_up_item(const void *p, size_t pair, int thread) {
     for (int32_t from = 0; from < tokens; from += UP_TOKENS) {
         int32_t now = plm_min(UP_TOKENS, (int32_t)tokens - from);
         plm_vectors x = plm_vector_at(&a->x, from, a->up.cols);
-        for (int32_t i = 0; i < units; i += PLM_TILE)
-            tile(a->up.data + (first + i) / PLM_TILE * bytes, a->up.cols, &x, now, h + i, PLM_PAIR);
+        plm_tiles_of_several(a->isa, &a->up, first, first + units, &x, now, h, PLM_PAIR);
         for (int32_t u = 0; u < units; u += span) {
             for (int32_t t = 0; t < now; t++)
                 if (words)

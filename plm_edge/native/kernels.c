@@ -138,26 +138,32 @@ void plm_tiles_of_one(const plm_isa *isa, const plm_matrix *w, int32_t first, in
     }
 }
 
+void plm_tiles_of_several(const plm_isa *isa, const plm_matrix *w, int32_t first, int32_t last, const plm_vectors *x,
+                          int32_t tokens, float *y, int32_t stride) {
+    const int64_t bytes = plm_tile_bytes(w->format, w->cols);
+    plm_tile *one = plm_tile_of(isa, w->format, x), *two = x->bytes ? isa->two_of_bytes[w->format] : NULL;
+    for (int32_t r = first, rows; r < last; r += rows, y += rows) {
+        rows = two && r + PLM_TILE < last ? 2 * PLM_TILE : PLM_TILE;
+        (rows == PLM_TILE ? one : two)(w->data + r / PLM_TILE * bytes, w->cols, x, tokens, y, stride);
+    }
+}
+
 static void product_of_tiles(const plm_product *a, int32_t first, int32_t last) {
     const plm_matrix *w = &a->w;
-    int64_t bytes = plm_tile_bytes(w->format, w->cols);
-    plm_tile *tile = plm_tile_of(a->isa, w->format, &a->x);
-    _Alignas(PLM_LINE) float out[TOKENS_PER_TILE * PLM_TILE];
+    _Alignas(PLM_LINE) float out[TOKENS_PER_TILE * ROWS_PER_ITEM];
     if (a->step->n_tokens == 1) {
         /* The threads take items in turn. */
         plm_tiles_of_one(a->isa, w, first, last, &a->x, out, first + a->step->threads * ROWS_PER_ITEM);
         store(a->y + first, out, last - first, a->add);
         return;
     }
-    for (int32_t r = first; r < last; r += PLM_TILE)
-        for (int32_t from = 0; from < a->step->n_tokens; from += TOKENS_PER_TILE) {
-            int32_t tokens = plm_min(TOKENS_PER_TILE, a->step->n_tokens - from);
-            plm_vectors x = plm_vector_at(&a->x, from, w->cols);
-            tile(w->data + r / PLM_TILE * bytes, w->cols, &x, tokens, out, PLM_TILE);
-            for (int32_t t = 0; t < tokens; t++)
-                store(a->y + (int64_t)(from + t) * w->rows + r, out + t * PLM_TILE, plm_min(PLM_TILE, last - r),
-                      a->add);
-        }
+    for (int32_t from = 0; from < a->step->n_tokens; from += TOKENS_PER_TILE) {
+        int32_t tokens = plm_min(TOKENS_PER_TILE, a->step->n_tokens - from);
+        plm_vectors x = plm_vector_at(&a->x, from, w->cols);
+        plm_tiles_of_several(a->isa, w, first, last, &x, tokens, out, ROWS_PER_ITEM);
+        for (int32_t t = 0; t < tokens; t++)
+            store(a->y + (int64_t)(from + t) * w->rows + first, out + t * ROWS_PER_ITEM, last - first, a->add);
+    }
 }
 
 static void product_item(const void *p, size_t item, int thread) {

@@ -79,6 +79,10 @@ static inline plm_tile *plm_tile_of(const plm_isa *isa, int format, const plm_ve
 void plm_tiles_of_one(const plm_isa *isa, const plm_matrix *w, int32_t first, int32_t last, const plm_vectors *x,
                       float *y, int32_t next);
 
+/* y (tokens, stride) = rows first .. last of w, in tiles, times several tokens. Writes whole tiles. */
+void plm_tiles_of_several(const plm_isa *isa, const plm_matrix *w, int32_t first, int32_t last, const plm_vectors *x,
+                          int32_t tokens, float *y, int32_t stride);
+
 /* y (count) = plain rows that lie behind each other times one token. */
 static inline void plm_rows_of_one(const plm_isa *isa, int format, const uint8_t *rows, int32_t cols,
                                    const plm_vectors *x, int32_t count, float *y) {

@@ -101,6 +101,10 @@ typedef struct {
     /* `tile` from x->bytes; NULL where `tile` is all there is. */
     void (*tile_of_bytes[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens,
                                        float *y, int32_t stride);
+    /* The same of two tiles that lie behind each other: y[t * stride + r], r < 32. NULL where that is no faster than one
+     * after the other. */
+    void (*two_of_bytes[PLM_FORMATS])(const uint8_t *tiles, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
+                                      int32_t stride);
     /* A plain row times x. */
     float (*row[PLM_FORMATS])(const uint8_t *row, int32_t cols, const plm_vectors *x);
     /* y (count) = plain rows that lie behind each other times x, the bits of `row`. Meanwhile memory is asked for rows

@@ -87,10 +87,11 @@ static void rows_of_one_token(int format) {
         }
 }
 
-/* Activations of 8 bits give the bits they give as integers of 16. quant as above. */
-static void tile_of_bytes(int format, int32_t cols, int32_t tokens, int quant) {
-    const int32_t stride = PLM_TILE + OTHERS, n = (tokens - 1) * stride + PLM_TILE;
-    guarded w = weights(format, bytes_of(format, PLM_TILE, cols), PLM_TILE, PLM_TILE * quant_bytes(format), quant);
+/* Activations of 8 bits give the bits they give as integers of 16, for a tile and for two. quant as above. */
+static void tile_of_bytes(int format, int32_t cols, int32_t tokens, int quant, int32_t tiles) {
+    const int32_t rows = tiles * PLM_TILE, stride = rows + OTHERS, n = (tokens - 1) * stride + rows;
+    const size_t size = bytes_of(format, PLM_TILE, cols);
+    guarded w = weights(format, (size_t)tiles * size, PLM_TILE, PLM_TILE * quant_bytes(format), quant);
     guarded x = floats(tokens * cols), got = take((size_t)n * 4), want = take((size_t)n * 4);
     activations a = pack_of(x, tokens, cols);
     guarded bytes = take((size_t)(tokens * cols));
@@ -99,19 +100,21 @@ static void tile_of_bytes(int format, int32_t cols, int32_t tokens, int quant) {
     plm_scalar.pack(a.v.f, tokens * cols, PLM_BYTE, a.v.q, a.v.scale, a.v.sum);
     for (int32_t i = 0; i < tokens * cols; i++) bytes.at[i] = (uint8_t)a.v.q[i];
     a.v.bytes = (int8_t *)(void *)bytes.at;
-    plm_scalar.tile[format](w.at, cols, &a.v, tokens, values(want), stride);
+    for (int32_t i = 0; i < tiles; i++)
+        plm_scalar.tile[format](w.at + (size_t)i * size, cols, &a.v, tokens, values(want) + i * PLM_TILE, stride);
     for (int32_t i = 0; bend && i < tokens * cols; i += PLM_BLOCK) bytes.at[i] ^= 0x40;
-    tested->tile_of_bytes[format](w.at, cols, &a.v, tokens, values(got), stride);
-    same("tile of bytes", cols, tokens, values(got), values(want), n);
+    (tiles == 2 ? tested->two_of_bytes : tested->tile_of_bytes)[format](w.at, cols, &a.v, tokens, values(got), stride);
+    same(tiles == 2 ? "two tiles of bytes" : "tile of bytes", cols, tokens, values(got), values(want), n);
     drop(w), drop_activations(a), drop(bytes), drop(got), drop(want);
 }
 
-static void tiles_of_bytes(int format) {
+static void tiles_of_bytes(int format, int32_t tiles) {
     static const int32_t cols[] = {32, 96, 288, 544}, tokens[] = {1, 2, 4, 7, 8, 17};
     for (int i = 0; i < 4; i++)
         for (int k = 0; k < 6; k++) {
-            tile_of_bytes(format, cols[i], tokens[k], -1);
-            if (!bend) tile_of_bytes(format, cols[i], tokens[k], 0x00), tile_of_bytes(format, cols[i], tokens[k], 0xff);
+            tile_of_bytes(format, cols[i], tokens[k], -1, tiles);
+            for (int quant = 0x00; !bend && quant <= 0xff; quant += 0xff)
+                tile_of_bytes(format, cols[i], tokens[k], quant, tiles);
         }
 }
 
@@ -230,7 +233,8 @@ void extras(int format) {
     static const int32_t ends[][2] = {{0, 32}, {32, 160}, {128, 160}, {0, 160}};
     if (tested->four_tiles[format]) fours_of_tiles(format);
     if (tested->rows[format]) rows_of_one_token(format);
-    if (tested->tile_of_bytes[format]) tiles_of_bytes(format);
+    if (tested->tile_of_bytes[format]) tiles_of_bytes(format, 1);
+    if (tested->two_of_bytes[format]) tiles_of_bytes(format, 2);
     if (!tested->unit_words[format]) return;
     keeps();
     for (int i = 0; i < 4; i++)
