@@ -61,8 +61,8 @@ static inline __attribute__((always_inline)) void plm_ask(const plm_ahead *next,
         plm_ask_line(next->scales + share * next->scales_share + at, next->near);
 }
 
-/* The first output of share i of `shares`: from both ends in turn. Rows read from one end to the other look like streams
- * to a CPU, which then reads on into rows that did not fire. */
+/* The first output of share i of `shares`: from both ends in turn. Rows read from one end to the other look like
+ * streams to a CPU, which then reads on into rows that did not fire. */
 static inline int32_t plm_share_at(int32_t i, int32_t shares) {
     return PLM_SHARE * (i % 2 ? shares - 1 - i / 2 : i / 2);
 }
