@@ -194,7 +194,7 @@ def test_a_cache_in_q8_0_costs_672_bytes_a_row_and_little_else(
         assert session.cache_bytes == 2 * 64 * 672  # layers, tokens, bytes
     # int8 latents: half a step of 1/127 of a block's largest value
     assert 1e-4 < relative_error(got, want) < 3e-2
-    assert relative_error(steps, got) < 1e-2  # rounding of a row follows float32 rounding
+    assert relative_error(steps, got) < 1e-2  # steps round queries and weights to bytes too
     with (
         load(bundle_of("odd")) as session,
         pytest.raises(UnsupportedError, match="multiple of 32 values, found 20"),

@@ -44,7 +44,7 @@ class Entry:
         if found is None:
             return self.remark
         made = f"{form(found)}, for {found.plan['target']}, by {found.producer}"
-        return f"{_shown(_source(found))}: {made}"
+        return _shown(f"{_source(found)}: {made}")
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON; those of the manifest are None where there is none."""

@@ -48,5 +48,5 @@ def _exports() -> Iterator[Finding]:
         yield Finding(
             "exports",
             f"{size / 2**20:,.0f} MiB of models laid out for this machine in {folder}",
-            "plm-edge cache lists them; what is used again is made again after plm-edge cache rm",
+            "plm-edge cache lists them; plm-edge cache rm NAME or --all frees it",
         )

@@ -111,7 +111,8 @@ void plm_attend_in_bytes(const plm_slice *s, uint8_t *scratch) {
     for (int32_t i = 0; i < groups * PLM_TILE; i++) w.most[i] = -INFINITY, w.sum[i] = 0.0f;
     for (int32_t at = s->first; at < s->last; at += PLM_BYTE_ROWS) {
         const int32_t n = plm_min(PLM_BYTE_ROWS, s->last - at);
-        const int32_t rows = plm_min(PLM_BYTE_ROWS, s->end - plm_row_behind(s, at + n)); /* to ask for */
+        const int32_t behind = plm_row_behind(s, at + n), until = behind < s->last ? s->last : s->end;
+        const int32_t rows = plm_min(PLM_BYTE_ROWS, until - behind); /* to ask for */
         const int64_t ahead = rows * plm_cache_row_bytes(a->stored, rank, a->rope);
         const uint8_t *next = plm_rows_ahead(s, at + n);
         score_rows(s, at, n, &w);

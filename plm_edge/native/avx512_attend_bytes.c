@@ -160,7 +160,7 @@ void avx512_blend_bytes(const float *weights, const int8_t *four, const float *x
             _mm512_storeu_si512(coefficients[k], _mm512_packus_epi16(weight[0], weight[1]));
         }
         __m512 factor = _mm512_mul_ps(of_lanes, _mm512_set1_ps(of_blocks[i]));
-        _mm512_storeu_ps(factors, _mm512_mul_ps(factor, _mm512_set1_ps(0x1p30f / PLM_WEIGHT)));
+        _mm512_storeu_ps(factors, _mm512_mul_ps(factor, _mm512_set1_ps(PLM_OF_WEIGHT)));
         int32_t l = 0;
 #define LANES(c)                                                                                                   \
     for (; l + (c) <= lanes; l += (c), asked += share)                                                             \

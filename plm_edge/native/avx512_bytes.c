@@ -2,7 +2,8 @@
  * instruction multiplies by 4 bytes of a token and adds up. */
 #include "avx512.h"
 
-enum { CHUNK = 8, BYTES_BLOCK = PLM_BLOCK * PLM_TILE, SUMS = 8 }; /* blocks unpacked at a time: 4 KB */
+enum { CHUNK = 8, BYTES_BLOCK = PLM_BLOCK * PLM_TILE }; /* blocks of a tile unpacked at a time: 4 KB */
+enum { SUMS = 8 };                                      /* kept in registers */
 
 static inline void unpack(const uint8_t *w, uint8_t *bytes, float *scales, int format) {
     _mm512_storeu_ps(scales, scales16(w));
@@ -17,8 +18,8 @@ static inline void unpack(const uint8_t *w, uint8_t *bytes, float *scales, int f
     }
 }
 
-/* n blocks of N tiles for R tokens: x begins with them. Of loads a core has too few: the bytes of a token are loaded once
- * for two tiles. */
+/* n blocks of N tiles for R tokens: x begins with them. Of loads a core has too few: the bytes of a token are loaded
+ * once for two tiles. */
 INLINED void meet(const uint8_t *bytes, const float *scales, int32_t n, const plm_vectors *x, int32_t cols, int format,
                   float *y, int32_t stride, int N, int R) {
     const int32_t x_blocks = cols / PLM_BLOCK;

@@ -157,7 +157,7 @@ void avxvnni_blend_bytes(const float *weights, const int8_t *four, const float *
         }
         for (int i = 0; i < 2; i++) {
             __m256 factor = _mm256_mul_ps(of_lanes[i], _mm256_set1_ps(of_blocks[at]));
-            _mm256_storeu_ps(factors + 8 * i, _mm256_mul_ps(factor, _mm256_set1_ps(0x1p30f / PLM_WEIGHT)));
+            _mm256_storeu_ps(factors + 8 * i, _mm256_mul_ps(factor, _mm256_set1_ps(PLM_OF_WEIGHT)));
         }
         for (int half = 0; half < 2; half++, asked += share) {
             const int8_t *from = four + b * FOUR + 64 * half;

@@ -3,8 +3,7 @@
 #include "superblocks.h"
 
 enum { GATHER_OUTPUTS = 256, UP_TOKENS = 128 };
-enum { DOWN_OUTPUTS = 128 }; /* of an item of DOWN: 64 units of them are 32 KB, an L1 or most of one */
-enum { WORD_OUTPUTS = 128 }; /* the same in integers: 32 units are 8 KB */
+enum { DOWN_OUTPUTS = 128 }; /* of an item of DOWN: 64 units of them are 32 KB, an L1 or most of one; 32 as words 8 */
 
 static int64_t unit_bytes(const plm_matrix *down) {
     if (plm_is_super(down->format)) return plm_unit_bytes_super(down->format, down->rows);
@@ -226,11 +225,10 @@ void plm_up_item(const void *p, size_t pair, int thread) {
     }
 }
 
-static int32_t outputs_of(const plm_down *a) { return in_words(a->isa, &a->down) ? WORD_OUTPUTS : DOWN_OUTPUTS; }
 
 size_t plm_down_items(const void *p) {
     const plm_down *a = p;
-    return plm_ceil_div((size_t)a->down.rows, (size_t)outputs_of(a));
+    return plm_ceil_div((size_t)a->down.rows, (size_t)DOWN_OUTPUTS);
 }
 
 /* Asks memory for outputs first .. first + n of group g, of each row a part so short that no CPU guesses it. Always
@@ -262,8 +260,8 @@ static void down_words(const plm_down *a, int32_t unit, int32_t first, int32_t n
     const uint8_t *rows, *group = group_at(&a->down, unit / PLM_BLOCK, &rows);
     int32_t tokens = a->step->n_tokens;
     fired_at f = span_at(&a->fired, unit, PLM_BLOCK, tokens);
-    _Alignas(PLM_LINE) int16_t w[PLM_BLOCK * WORD_OUTPUTS];
-    _Alignas(PLM_LINE) float scales[WORD_OUTPUTS];
+    _Alignas(PLM_LINE) int16_t w[PLM_BLOCK * DOWN_OUTPUTS];
+    _Alignas(PLM_LINE) float scales[DOWN_OUTPUTS];
     a->isa->unit_words[a->down.format](group, a->down.rows, first, first + n, w);
     for (int32_t o = 0; o < n; o++) scales[o] = plm_half_at(group + 2 * (first + o));
     ask_for_outputs(&a->down, unit / PLM_BLOCK + 1, first, n);
@@ -274,8 +272,8 @@ static void down_words(const plm_down *a, int32_t unit, int32_t first, int32_t n
 void plm_down_item(const void *p, size_t item, int thread) {
     const plm_down *a = p;
     const int words = in_words(a->isa, &a->down);
-    int32_t tokens = a->step->n_tokens, first = (int32_t)item * outputs_of(a),
-            n = plm_min(a->down.rows - first, outputs_of(a));
+    int32_t tokens = a->step->n_tokens, first = (int32_t)item * DOWN_OUTPUTS,
+            n = plm_min(a->down.rows - first, DOWN_OUTPUTS);
     float *sum = a->sums + (int64_t)tokens * first;
     (void)thread;
     memset(sum, 0, (size_t)(tokens * n) * sizeof *sum);

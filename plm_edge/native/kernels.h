@@ -40,6 +40,10 @@ static inline int64_t plm_tile_bytes(int format, int32_t cols) {
 /* Formats of superblocks. */
 static inline int plm_is_super(int format) { return format >= PLM_Q4_K; }
 
+/* What a byte counts in `blend_bytes` for 1 of its integer weight: two are multiplied, then that and PLM_WEIGHT, each
+ * time over 2^15. */
+#define PLM_OF_WEIGHT (0x1p30f / PLM_WEIGHT)
+
 /* Asks memory for a line, into the first cache if near. Always inlined, like the next one: gcc takes a function that
  * only prefetches for one that does nothing, and drops its calls. */
 static inline __attribute__((always_inline)) void plm_ask_line(const uint8_t *line, int32_t near) {
@@ -59,12 +63,6 @@ static inline __attribute__((always_inline)) void plm_ask(const plm_ahead *next,
             plm_ask_line(next->row[i] + share * next->row_share + at, next->near);
     for (int32_t at = 0; at < next->scales_share; at += PLM_LINE)
         plm_ask_line(next->scales + share * next->scales_share + at, next->near);
-}
-
-/* The first output of share i of `shares`: from both ends in turn. Rows read from one end to the other look like
- * streams to a CPU, which then reads on into rows that did not fire. */
-static inline int32_t plm_share_at(int32_t i, int32_t shares) {
-    return PLM_SHARE * (i % 2 ? shares - 1 - i / 2 : i / 2);
 }
 
 typedef void plm_tile(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,

@@ -136,7 +136,7 @@ void dotprod_blend_bytes(const float *weights, const int8_t *four, const float *
                 const int32_t c = b * PLM_BLOCK + 16 * half;
                 sums_of((const uint8_t *)four + 4 * (int64_t)c, 4 * (int64_t)n, fours, weight, all, sums);
                 for (int i = 0; i < 4 && l + i < lanes; i++) {
-                    const float factor = lane_scale[l + i] * block_scale[b % 4] * (0x1p30f / PLM_WEIGHT);
+                    const float factor = lane_scale[l + i] * block_scale[b % 4] * PLM_OF_WEIGHT;
                     for (int k = 0; k < 4; k++) {
                         float *at = y + (int64_t)(l + i) * y_stride + c + 4 * k;
                         float32x4_t before = vmulq_n_f32(vld1q_f32(at), shrink[l + i]);

@@ -28,7 +28,8 @@ enum { PLM_PANEL = 8191 };
 enum { PLM_LARGEST = 32767 };
 /* The largest of the bytes that weigh cached bytes, and how many rows of those share a scale of their weights. */
 enum { PLM_WEIGHT = 255, PLM_BYTE_ROWS = 64 };
-/* The largest of activations in bytes: half the work and 256 times the rounding error, for who asks for it. */
+/* The largest of activations in bytes: half the work and 256 times the rounding error, for who asks for it. Of queries
+ * too, where they meet cached bytes. */
 enum { PLM_BYTE = 127 };
 
 /* Most tokens of a call that takes the kernels of a decode step: few enough that weights are read once for all. */
@@ -101,10 +102,10 @@ typedef struct {
     /* `tile` from x->bytes; NULL where `tile` is all there is. */
     void (*tile_of_bytes[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens,
                                        float *y, int32_t stride);
-    /* The same of two tiles that lie behind each other: y[t * stride + r], r < 32. NULL where that is no faster than one
-     * after the other. */
-    void (*two_of_bytes[PLM_FORMATS])(const uint8_t *tiles, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
-                                      int32_t stride);
+    /* The same of two tiles that lie behind each other: y[t * stride + r], r < 32. NULL where that is no faster than
+     * one after the other. */
+    void (*two_of_bytes[PLM_FORMATS])(const uint8_t *tiles, int32_t cols, const plm_vectors *x, int32_t tokens,
+                                      float *y, int32_t stride);
     /* A plain row times x. */
     float (*row[PLM_FORMATS])(const uint8_t *row, int32_t cols, const plm_vectors *x);
     /* y (count) = plain rows that lie behind each other times x, the bits of `row`. Meanwhile memory is asked for rows
@@ -187,10 +188,10 @@ typedef struct {
      *   b + l] * x_scale[r * x_stride + b]). panel (n / 4, 16, 4): four bytes of each lane side by side; start (n / 32,
      *   16): -128 times the sum of a block of the lane, for sets that raise the bytes of a row by 128.
      * blend_bytes: for each lane l < lanes, y (lanes, n) = y * shrink[l] + the sum over rows <= PLM_BYTE_ROWS of
-     *   weights[r][l] * x_scale[r * x_stride + b] * bytes of block b of row r. The weights of a lane and the scales of a
-     *   block become integers first, as `pack` makes them of PLM_LARGEST, and meet in `weigh`, and so do they and
-     *   PLM_WEIGHT: a byte counts an integer of 0 .. PLM_WEIGHT times, so no scale may be negative. Meanwhile memory may
-     *   be asked for `ahead` bytes at `next`. */
+     *   weights[r][l] * x_scale[r * x_stride + b] * bytes of block b of row r; weights (rows, 16), shrink (16). The
+     *   weights of a lane and the scales of a block become integers first, as `pack` makes them of PLM_LARGEST, and
+     *   meet in `weigh`, and so do they and PLM_WEIGHT: a byte counts an integer of 0 .. PLM_WEIGHT times, so no scale
+     *   may be negative. Meanwhile memory may be asked for `ahead` bytes at `next`, unless that is NULL. */
     void (*lay_bytes)(const int8_t *x, int64_t stride, int32_t rows, int32_t n, uint8_t *row, int8_t *four);
     void (*score_bytes)(const int8_t *panel, const int32_t *start, const float *scales, const uint8_t *row, int32_t n,
                         const float *x_scale, int32_t x_stride, int32_t rows, float *y);
@@ -271,16 +272,17 @@ typedef struct {
     float eps;
 } plm_remember;
 
-/* Geometry and operands that the attention kernels share. Rows of a cache of halves or bytes meet the queries as
- * 16-bit integers of PLM_PANEL with a scale for each block of 32, a cache of floats as floats. kv_b (heads * (nope +
- * v_head), rank) in ROWS: for each head nope rows of W_uk, then v_head rows of W_uv. scale: of the scores. */
+/* Geometry and operands that the attention kernels share. Rows of a cache of halves meet the queries as 16-bit
+ * integers of PLM_PANEL with a scale for each block of 32, a cache of floats as floats; a cache of bytes as bytes in
+ * ATTEND where the set has `blend_bytes`, else as halves do. kv_b (heads * (nope + v_head), rank) in ROWS: for each
+ * head nope rows of W_uk, then v_head rows of W_uv. scale: of the scores. */
 typedef struct {
     const plm_isa *isa;
     const plm_step *step;
     plm_matrix kv_b;
     const float *q;       /* (T, heads, nope + rope), rotated */
     const void *cache;    /* n_ctx rows as `stored` says */
-    uint8_t *queries;     /* T times plm_query_bytes(): W_uk^T q as it meets cached rows, integers with the rope part */
+    uint8_t *queries;     /* T times plm_query_bytes(): W_uk^T q as it meets cached rows; attention.h says how */
     float *partial;       /* slices of the context: plm_partial_floats() each, max(T, PLM_FEW * PLM_SLICES) of them */
     float *y;             /* (T, heads * v_head) */
     uint8_t *scratch;     /* plm_attention_scratch() bytes for each thread */

@@ -112,7 +112,7 @@ void plm_scalar_blend_bytes(const float *weights, const int8_t *four, const floa
     for (int32_t b = 0; b < n / PLM_BLOCK; b++) {
         const float block_scale = pack_column(x_scale + b, x_stride, rows, of_block);
         for (int32_t l = 0; l < lanes; l++) {
-            const float factor = lane_scale[l] * block_scale * (0x1p30f / PLM_WEIGHT);
+            const float factor = lane_scale[l] * block_scale * PLM_OF_WEIGHT;
             plm_scalar.weigh(of_lane[l], of_block, rows, weight);
             plm_scalar.weigh(weight, most, rows, weight);
             for (int64_t c = b * PLM_BLOCK; c < (b + 1) * PLM_BLOCK; c++) {
