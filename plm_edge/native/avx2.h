@@ -162,6 +162,35 @@ static inline uint16_t largest_half(__m256i a, __m256i b) {
     return (uint16_t)~_mm_cvtsi128_si32(least);
 }
 
+/* How `rows` values of eight lanes become integers of at most `largest`: with the scale that `pack` would give them. */
+typedef struct {
+    __m256 inverse, scale, good; /* good: lanes without NaN and infinity that are not all 0 */
+} packing;
+
+static inline packing packing_of(const float *x, int64_t stride, __m256i lanes, int32_t rows, float largest) {
+    const __m256 sign = _mm256_set1_ps(-0.0f), most_q = _mm256_set1_ps(largest);
+    __m256 most = _mm256_setzero_ps(), whole = most;
+    for (int32_t r = 0; r < rows; r++) {
+        __m256 v = _mm256_maskload_ps(x + r * stride, lanes);
+        most = _mm256_max_ps(_mm256_andnot_ps(sign, v), most);
+        whole = _mm256_add_ps(whole, _mm256_sub_ps(v, v)); /* NaN where a value is NaN or infinite */
+    }
+    __m256 good = _mm256_cmp_ps(whole, whole, _CMP_ORD_Q);
+    good = _mm256_and_ps(good, _mm256_cmp_ps(most, _mm256_set1_ps(1e-30f), _CMP_GT_OQ));
+    return (packing){_mm256_div_ps(most_q, most), _mm256_add_ps(_mm256_div_ps(most, most_q), whole), good};
+}
+
+static inline __m256i packed(packing p, __m256 v) {
+    return _mm256_and_si256(_mm256_cvtps_epi32(_mm256_mul_ps(v, p.inverse)), _mm256_castps_si256(p.good));
+}
+
+/* y (8) = y * shrink + sums * factor. */
+static inline void blend_into(float *y, __m256i sums, const float *factor, const float *shrink) {
+    __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_broadcast_ss(factor));
+    __m256 before = _mm256_mul_ps(_mm256_loadu_ps(y), _mm256_broadcast_ss(shrink));
+    _mm256_storeu_ps(y, _mm256_add_ps(before, product));
+}
+
 /* plm_exp of eight, step by step the same. */
 static inline __m256 exp8(__m256 x) {
     const __m256 least = _mm256_set1_ps(-87.0f);

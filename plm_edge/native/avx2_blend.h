@@ -8,25 +8,15 @@
  * odd number lies 0. Returns the scales of the lanes. Integers and scales are those that `pack` makes of a lane. */
 static inline __m256 pairs_of_rows(const float *x, int64_t stride, __m256i lanes, int32_t rows, float largest,
                                    int32_t *pairs) {
-    const __m256 sign = _mm256_set1_ps(-0.0f), most_q = _mm256_set1_ps(largest);
-    __m256 most = _mm256_setzero_ps(), whole = most;
-    for (int32_t r = 0; r < rows; r++) {
-        __m256 v = _mm256_maskload_ps(x + r * stride, lanes);
-        most = _mm256_max_ps(_mm256_andnot_ps(sign, v), most);
-        whole = _mm256_add_ps(whole, _mm256_sub_ps(v, v)); /* NaN where a value is NaN or infinite */
-    }
-    __m256 good = _mm256_cmp_ps(whole, whole, _CMP_ORD_Q);
-    good = _mm256_and_ps(good, _mm256_cmp_ps(most, _mm256_set1_ps(1e-30f), _CMP_GT_OQ));
-    __m256 inverse = _mm256_div_ps(most_q, most);
+    const packing p = packing_of(x, stride, lanes, rows, largest);
     __m256i even = _mm256_setzero_si256();
     for (int32_t r = 0; r < rows; r++) {
-        __m256 v = _mm256_mul_ps(_mm256_maskload_ps(x + r * stride, lanes), inverse);
-        __m256i w = _mm256_and_si256(_mm256_cvtps_epi32(v), _mm256_castps_si256(good));
+        __m256i w = packed(p, _mm256_maskload_ps(x + r * stride, lanes));
         even = r % 2 ? even : _mm256_and_si256(w, _mm256_set1_epi32(0xffff));
         _mm256_storeu_si256((void *)(pairs + r / 2 * PLM_TILE),
                             r % 2 ? _mm256_or_si256(even, _mm256_slli_epi32(w, 16)) : even);
     }
-    return _mm256_add_ps(_mm256_div_ps(most, most_q), whole);
+    return p.scale;
 }
 
 /* L <= 6 lanes of 16 columns, which begin at x and y; coefficients (pairs, 16) and factors from lane 0 of them. */
@@ -50,9 +40,7 @@ INLINED void pairs_blend_columns(const int16_t *x, int64_t stride, int32_t pairs
             float *at = y + l * y_stride + 8 * i;
             __m256i sums = i ? _mm256_permute2x128_si256(sum[l][0], sum[l][1], 0x31)
                              : _mm256_permute2x128_si256(sum[l][0], sum[l][1], 0x20);
-            __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_broadcast_ss(factors + l));
-            __m256 before = _mm256_mul_ps(_mm256_loadu_ps(at), _mm256_broadcast_ss(shrink + l));
-            _mm256_storeu_ps(at, _mm256_add_ps(before, product));
+            blend_into(at, sums, factors + l, shrink + l);
         }
 }
 

@@ -103,6 +103,36 @@ static inline __m512 exp16(__m512 x) {
     return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
 }
 
+/* How `rows` values of each lane become integers of at most `largest`: with the scale that `pack` would give them. */
+typedef struct {
+    __m512 inverse, scale;
+    __mmask16 good; /* lanes without NaN and infinity that are not all 0 */
+} packing16;
+
+static inline packing16 packing_of16(const float *x, int64_t stride, __mmask16 lanes, int32_t rows, float largest) {
+    const __m512 size = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff)), most_q = _mm512_set1_ps(largest);
+    __m512 most = _mm512_setzero_ps(), whole = most;
+    for (int32_t r = 0; r < rows; r++) {
+        __m512 v = _mm512_maskz_loadu_ps(lanes, x + r * stride);
+        most = _mm512_max_ps(_mm512_and_ps(size, v), most);
+        whole = _mm512_add_ps(whole, _mm512_sub_ps(v, v)); /* NaN where a value is NaN or infinite */
+    }
+    __mmask16 good = _mm512_cmp_ps_mask(whole, whole, _CMP_ORD_Q);
+    good &= _mm512_cmp_ps_mask(most, _mm512_set1_ps(1e-30f), _CMP_GT_OQ);
+    return (packing16){_mm512_div_ps(most_q, most), _mm512_add_ps(_mm512_div_ps(most, most_q), whole), good};
+}
+
+static inline __m512i packed16(packing16 p, __m512 v) {
+    return _mm512_maskz_mov_epi32(p.good, _mm512_cvtps_epi32(_mm512_mul_ps(v, p.inverse)));
+}
+
+/* y (16) = y * shrink + sums * factor. */
+static inline void blend_into16(float *y, __m512i sums, float factor, float shrink) {
+    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(factor));
+    __m512 before = _mm512_mul_ps(_mm512_loadu_ps(y), _mm512_set1_ps(shrink));
+    _mm512_storeu_ps(y, _mm512_add_ps(before, product));
+}
+
 void avx512_tile_f32(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
 void avx512_tile_f16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);
 void avx512_tile_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride);

@@ -117,24 +117,14 @@ void avx512_blend(const float *weights, const float *x, int32_t stride, int32_t 
  * number lies 0. Returns the scales of the lanes. The same integers and scales as `pack` makes of the values of a lane. */
 static inline __m512 pairs_of_rows(const float *x, int64_t stride, __mmask16 lanes, int32_t rows, float largest,
                                    int32_t (*pairs)[PLM_TILE]) {
-    const __m512 size = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff)), most_q = _mm512_set1_ps(largest);
-    __m512 most = _mm512_setzero_ps(), whole = most;
-    for (int32_t r = 0; r < rows; r++) {
-        __m512 v = _mm512_maskz_loadu_ps(lanes, x + r * stride);
-        most = _mm512_max_ps(_mm512_and_ps(size, v), most);
-        whole = _mm512_add_ps(whole, _mm512_sub_ps(v, v)); /* NaN where a value is NaN or infinite */
-    }
-    __mmask16 good = _mm512_cmp_ps_mask(whole, whole, _CMP_ORD_Q);
-    good &= _mm512_cmp_ps_mask(most, _mm512_set1_ps(1e-30f), _CMP_GT_OQ);
-    __m512 inverse = _mm512_div_ps(most_q, most);
+    const packing16 p = packing_of16(x, stride, lanes, rows, largest);
     __m512i even = _mm512_setzero_si512();
     for (int32_t r = 0; r < rows; r++) {
-        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + r * stride), inverse);
-        __m512i w = _mm512_maskz_mov_epi32(good, _mm512_cvtps_epi32(v)), odd = _mm512_slli_epi32(w, 16);
+        __m512i w = packed16(p, _mm512_maskz_loadu_ps(lanes, x + r * stride)), odd = _mm512_slli_epi32(w, 16);
         even = r % 2 ? even : _mm512_maskz_mov_epi16(0x55555555, w);
         _mm512_storeu_si512(pairs[r / 2], r % 2 ? _mm512_or_si512(even, odd) : even);
     }
-    return _mm512_add_ps(_mm512_div_ps(most, most_q), whole);
+    return p.scale;
 }
 
 /* L <= 8 lanes of 32 columns, which begin at x and y; coefficients (pairs, 16) and factors (16) from lane 0 of them.
@@ -160,9 +150,7 @@ INLINED void blend_block(const int16_t *x, int64_t stride, int32_t pairs, const 
     for (int l = 0; l < L; l++, y += y_stride)
         for (int i = 0; i < 2; i++) {
             __m512i sums = _mm512_permutex2var_epi64(sum[l][0], i ? second : first, sum[l][1]);
-            __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(factors[l]));
-            __m512 before = _mm512_mul_ps(_mm512_loadu_ps(y + 16 * i), _mm512_set1_ps(shrink[l]));
-            _mm512_storeu_ps(y + 16 * i, _mm512_add_ps(before, product));
+            blend_into16(y + 16 * i, sums, factors[l], shrink[l]);
         }
 }
 

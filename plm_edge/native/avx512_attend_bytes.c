@@ -81,28 +81,19 @@ void avx512_score_bytes(const int8_t *panel, const int32_t *start, const float *
  * are those that `pack` makes of the values of a lane. */
 static inline __m512 fours_of_rows(const float *x, int64_t stride, __mmask16 lanes, int32_t rows,
                                    int64_t (*fours)[PLM_TILE]) {
-    const __m512 size = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff)), most_q = _mm512_set1_ps(PLM_LARGEST);
-    __m512 most = _mm512_setzero_ps(), whole = most;
-    for (int32_t r = 0; r < rows; r++) {
-        __m512 v = _mm512_maskz_loadu_ps(lanes, x + r * stride);
-        most = _mm512_max_ps(_mm512_and_ps(size, v), most);
-        whole = _mm512_add_ps(whole, _mm512_sub_ps(v, v)); /* NaN where a value is NaN or infinite */
-    }
-    __mmask16 good = _mm512_cmp_ps_mask(whole, whole, _CMP_ORD_Q);
-    good &= _mm512_cmp_ps_mask(most, _mm512_set1_ps(1e-30f), _CMP_GT_OQ);
-    __m512 inverse = _mm512_div_ps(most_q, most);
+    const packing16 p = packing_of16(x, stride, lanes, rows, PLM_LARGEST);
     for (int32_t r = 0; r < rows; r += 4) {
         __m512i w[4];
         for (int i = 0; i < 4; i++) {
             __m512 v = _mm512_maskz_loadu_ps(r + i < rows ? lanes : 0, x + (r + i < rows ? r + i : r) * stride);
-            w[i] = _mm512_maskz_mov_epi32(good, _mm512_cvtps_epi32(_mm512_mul_ps(v, inverse)));
+            w[i] = packed16(p, v);
         }
         __m512i first = _mm512_mask_blend_epi16(0xaaaaaaaa, w[0], _mm512_slli_epi32(w[1], 16));
         __m512i second = _mm512_mask_blend_epi16(0xaaaaaaaa, w[2], _mm512_slli_epi32(w[3], 16));
         _mm512_storeu_si512(fours[r / 4], _mm512_unpacklo_epi32(first, second));
         _mm512_storeu_si512(fours[r / 4] + 8, _mm512_unpackhi_epi32(first, second));
     }
-    return _mm512_add_ps(_mm512_div_ps(most, most_q), whole);
+    return p.scale;
 }
 
 /* Where fours_of_rows leaves a lane. */
@@ -111,8 +102,8 @@ static inline int place_of(int lane) { return lane / 4 * 2 + lane % 2 + lane % 4
 /* L <= 8 lanes of a block of 32 columns, which begin at `four` and y; coefficients (fours, 16) and factors (16) from
  * lane 0 of them. `next`, not made as a pointer, as in avx512_attend.c: `share` bytes of it are asked for. */
 INLINED void blend_block(const int8_t *four, int64_t step, int32_t fours, const uint32_t *coefficients,
-                         const float *factors, const float *shrink, int shrinks, float *y, int64_t y_stride,
-                         uintptr_t next, uintptr_t share, int L) {
+                         const float *factors, const float *shrink, float *y, int64_t y_stride, uintptr_t next,
+                         uintptr_t share, int L) {
     __m512i sum[8][2];
     for (int l = 0; l < L; l++) sum[l][0] = sum[l][1] = _mm512_setzero_si512();
     for (int32_t k = 0; k < fours; k++) {
@@ -129,10 +120,7 @@ INLINED void blend_block(const int8_t *four, int64_t step, int32_t fours, const 
         for (int i = 0; i < 2; i++) {
             __m512i sums = i ? _mm512_shuffle_i32x4(sum[l][0], sum[l][1], 0xdd)
                              : _mm512_shuffle_i32x4(sum[l][0], sum[l][1], 0x88);
-            __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(factors[l]));
-            __m512 before = _mm512_loadu_ps(y + 16 * i);
-            if (shrinks) before = _mm512_mul_ps(before, _mm512_set1_ps(shrink[l]));
-            _mm512_storeu_ps(y + 16 * i, _mm512_add_ps(before, product));
+            blend_into16(y + 16 * i, sums, factors[l], shrink[l]);
         }
 }
 
@@ -145,7 +133,6 @@ void avx512_blend_bytes(const float *weights, const int8_t *four, const float *x
     const int32_t fours = (rows + 3) / 4, blocks = n / PLM_BLOCK, calls = blocks * (lanes / 8 + lanes % 8);
     const uintptr_t share = next ? plm_ceil_div((size_t)ahead, (size_t)(calls * LINE)) * LINE : 0;
     uintptr_t asked = (uintptr_t)next;
-    const int shrinks = _mm512_cmp_ps_mask(_mm512_loadu_ps(shrink), _mm512_set1_ps(1.0f), _CMP_NEQ_UQ) != 0;
     const __m512i most = _mm512_set1_epi16(PLM_WEIGHT);
     const __m512 of_lanes = fours_of_rows(weights, PLM_TILE, 0xffff, rows, of_rows);
     for (int32_t b = 0; b < blocks; b++) {
@@ -164,7 +151,7 @@ void avx512_blend_bytes(const float *weights, const int8_t *four, const float *x
         int32_t l = 0;
 #define LANES(c)                                                                                                   \
     for (; l + (c) <= lanes; l += (c), asked += share)                                                             \
-        blend_block(four + b * FOUR, 4 * (int64_t)n, fours, coefficients[0] + l, factors + l, shrink + l, shrinks, \
+        blend_block(four + b * FOUR, 4 * (int64_t)n, fours, coefficients[0] + l, factors + l, shrink + l,          \
                     y + (int64_t)l * y_stride + b * PLM_BLOCK, y_stride, asked, share, (c));
         LANES(8)
         LANES(1)

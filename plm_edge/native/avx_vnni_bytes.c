@@ -71,22 +71,12 @@ void avxvnni_score_bytes(const int8_t *panel, const int32_t *start, const float 
  * 1, 4 and 5, then the others. Missing rows are 0. Returns the scales of the lanes; integers and scales are those that
  * `pack` makes of the values of a lane. */
 static inline __m256 fours_of_rows(const float *x, int64_t stride, __m256i lanes, int32_t rows, int64_t (*fours)[8]) {
-    const __m256 sign = _mm256_set1_ps(-0.0f), most_q = _mm256_set1_ps(PLM_LARGEST);
-    __m256 most = _mm256_setzero_ps(), whole = most;
-    for (int32_t r = 0; r < rows; r++) {
-        __m256 v = _mm256_maskload_ps(x + r * stride, lanes);
-        most = _mm256_max_ps(_mm256_andnot_ps(sign, v), most);
-        whole = _mm256_add_ps(whole, _mm256_sub_ps(v, v)); /* NaN where a value is NaN or infinite */
-    }
-    __m256 good = _mm256_cmp_ps(whole, whole, _CMP_ORD_Q);
-    good = _mm256_and_ps(good, _mm256_cmp_ps(most, _mm256_set1_ps(1e-30f), _CMP_GT_OQ));
-    __m256 inverse = _mm256_div_ps(most_q, most);
+    const packing p = packing_of(x, stride, lanes, rows, PLM_LARGEST);
     for (int32_t r = 0; r < rows; r += 4) {
         __m256i w[4];
         for (int i = 0; i < 4; i++) {
             const int there = r + i < rows;
-            __m256 v = _mm256_mul_ps(_mm256_maskload_ps(x + (there ? r + i : r) * stride, lanes), inverse);
-            w[i] = _mm256_and_si256(_mm256_cvtps_epi32(v), _mm256_castps_si256(good));
+            w[i] = packed(p, _mm256_maskload_ps(x + (there ? r + i : r) * stride, lanes));
             if (!there) w[i] = _mm256_setzero_si256();
         }
         __m256i first = _mm256_blend_epi16(w[0], _mm256_slli_epi32(w[1], 16), 0xaa);
@@ -94,7 +84,7 @@ static inline __m256 fours_of_rows(const float *x, int64_t stride, __m256i lanes
         _mm256_storeu_si256((void *)fours[r / 4], _mm256_unpacklo_epi32(first, second));
         _mm256_storeu_si256((void *)(fours[r / 4] + 4), _mm256_unpackhi_epi32(first, second));
     }
-    return _mm256_add_ps(_mm256_div_ps(most, most_q), whole);
+    return p.scale;
 }
 
 /* Where fours_of_rows leaves a lane. */
@@ -120,9 +110,7 @@ INLINED void blend_half(const int8_t *four, int64_t step, int32_t fours, const u
             float *at = y + l * y_stride + 16 * i;
             __m256i sums = i ? _mm256_permute2x128_si256(sum[l][0], sum[l][1], 0x31)
                              : _mm256_permute2x128_si256(sum[l][0], sum[l][1], 0x20);
-            __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_broadcast_ss(factors + l));
-            __m256 before = _mm256_mul_ps(_mm256_loadu_ps(at), _mm256_broadcast_ss(shrink + l));
-            _mm256_storeu_ps(at, _mm256_add_ps(before, product));
+            blend_into(at, sums, factors + l, shrink + l);
         }
 }
 
