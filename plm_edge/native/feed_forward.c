@@ -53,21 +53,20 @@ size_t plm_fire_items(const void *p) {
 
 /* The units of a slice: h (T, units) of the whole layer, these columns. */
 static void fire_up(const plm_fire *a, int32_t first, int32_t last) {
-    int64_t bytes = plm_tile_bytes(a->up.format, a->up.cols), units = a->down.cols;
-    plm_tile *tile = plm_tile_of(a->isa, a->up.format, &a->x);
-    int32_t tokens = a->step->n_tokens;
-    float h[PLM_FEW * PLM_TILE];
+    const int64_t units = a->down.cols;
+    const int32_t tokens = a->step->n_tokens;
+    float h[PLM_FEW * PLM_BLOCK];
     if (tokens == 1) {
         float *h1 = a->h + first;
         plm_tiles_of_one(a->isa, &a->up, first, last, &a->x, h1, a->up.rows); /* it goes on with `down` */
         for (int32_t i = 0; i < last - first; i++) h1[i] = plm_squared_relu(h1[i]);
         return;
     }
-    for (int32_t unit = first; unit < last; unit += PLM_TILE) {
-        tile(a->up.data + unit / PLM_TILE * bytes, a->up.cols, &a->x, tokens, h, PLM_TILE);
+    for (int32_t unit = first; unit < last; unit += PLM_BLOCK) {
+        const int32_t n = plm_min(PLM_BLOCK, last - unit);
+        plm_tiles_of_several(a->isa, &a->up, unit, unit + n, &a->x, tokens, h, PLM_BLOCK);
         for (int32_t t = 0; t < tokens; t++)
-            for (int32_t i = 0; i < plm_min(PLM_TILE, last - unit); i++)
-                a->h[t * units + unit + i] = plm_squared_relu(h[t * PLM_TILE + i]);
+            for (int32_t i = 0; i < n; i++) a->h[t * units + unit + i] = plm_squared_relu(h[t * PLM_BLOCK + i]);
     }
 }
 

@@ -120,11 +120,15 @@ static void product_of_rows(const plm_product *a, int32_t first, int32_t last) {
         }
 }
 
+static plm_tile *tile_of(const plm_isa *isa, int format, const plm_vectors *x) {
+    return x->bytes && isa->tile_of_bytes[format] ? isa->tile_of_bytes[format] : isa->tile[format];
+}
+
 void plm_tiles_of_one(const plm_isa *isa, const plm_matrix *w, int32_t first, int32_t last, const plm_vectors *x,
                       float *y, int32_t next) {
     const int64_t bytes = plm_tile_bytes(w->format, w->cols);
     const int32_t four = 4 * PLM_TILE;
-    plm_tile *tile = plm_tile_of(isa, w->format, x);
+    plm_tile *tile = tile_of(isa, w->format, x);
     int32_t r = first;
     /* From x->q, for activations of bytes too: they give the same bits, and memory is what a step waits for. */
     for (; isa->four_tiles[w->format] && r + four <= last; r += four, y += four) {
@@ -141,7 +145,7 @@ void plm_tiles_of_one(const plm_isa *isa, const plm_matrix *w, int32_t first, in
 void plm_tiles_of_several(const plm_isa *isa, const plm_matrix *w, int32_t first, int32_t last, const plm_vectors *x,
                           int32_t tokens, float *y, int32_t stride) {
     const int64_t bytes = plm_tile_bytes(w->format, w->cols);
-    plm_tile *one = plm_tile_of(isa, w->format, x), *two = x->bytes ? isa->two_of_bytes[w->format] : NULL;
+    plm_tile *one = tile_of(isa, w->format, x), *two = x->bytes ? isa->two_of_bytes[w->format] : NULL;
     for (int32_t r = first, rows; r < last; r += rows, y += rows) {
         rows = two && r + PLM_TILE < last ? 2 * PLM_TILE : PLM_TILE;
         (rows == PLM_TILE ? one : two)(w->data + r / PLM_TILE * bytes, w->cols, x, tokens, y, stride);

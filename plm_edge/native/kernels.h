@@ -68,10 +68,6 @@ static inline __attribute__((always_inline)) void plm_ask(const plm_ahead *next,
 typedef void plm_tile(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                       int32_t stride);
 
-static inline plm_tile *plm_tile_of(const plm_isa *isa, int format, const plm_vectors *x) {
-    return x->bytes && isa->tile_of_bytes[format] ? isa->tile_of_bytes[format] : isa->tile[format];
-}
-
 /* y (last - first) = rows first .. last of w, in tiles, times one token. `next`: the row with which this thread will
  * probably go on; past the end of w it says nothing. */
 void plm_tiles_of_one(const plm_isa *isa, const plm_matrix *w, int32_t first, int32_t last, const plm_vectors *x,
