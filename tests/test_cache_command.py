@@ -255,12 +255,13 @@ def writer(kept: Path, cache: Path) -> Iterator[None]:
 
 
 def test_what_is_being_written_stays(inside: Run, kept: Path, cache: Path, writer: None) -> None:
+    mib = f"{size(kept) / 2**20:.1f} MiB"
     listed = inside("cache").out
     assert row_of(listed, ".key.part").endswith("being written")
     ran = inside("cache", "rm", "--all")
     assert ran.code == 4
     assert ran.out.splitlines()[0] == f"removed {kept.name}"
-    assert ran.out.splitlines()[1].startswith("freed 4.6 MiB")
+    assert ran.out.splitlines()[1].startswith(f"freed {mib}")
     assert "found another process writing it; wait for it to end" in ran.err
     assert ran.err.count("\n") == 1
     assert names(cache) == [".key.part"]
@@ -291,6 +292,7 @@ def test_a_model_in_use_answers_on(
 def test_a_removal_that_ends_half_way_leaves_no_model(
     inside: Run, kept: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    mib = f"{size(kept) / 2**20:.1f} MiB"
     shutil.copytree(kept, cache / "zzz")
     os.utime(cache / "zzz", (2e9, 2e9))  # is removed last
     rmtree = shutil.rmtree
@@ -305,7 +307,7 @@ def test_a_removal_that_ends_half_way_leaves_no_model(
         patch.setattr(atomic.shutil, "rmtree", fails)
         ran = inside("cache", "rm", "--all")
     assert ran.code == 4
-    assert ran.out.startswith("removed zzz\nfreed 4.6 MiB")
+    assert ran.out.startswith(f"removed zzz\nfreed {mib}")
     assert f"{kept}: cannot be removed: Permission denied; " in ran.err
     assert ran.err.count("\n") == 1
     assert names(cache) == [f".{kept.name}.old"]

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from plm_edge.cli.options import Json
 from plm_edge.errors import OutputError, PlmEdgeError, UsageError, short
 
 if TYPE_CHECKING:
     from plm_edge.bundle import Manifest
 
 app = typer.Typer(help="List what is kept for this machine, or remove it.")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from plm_edge.cli.options import named
+from plm_edge.cli.options import Json, named
 from plm_edge.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from plm_edge.devices import DeviceProfile
 
 app = typer.Typer(help="List the known machines, show one, or detect this one.")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback(invoke_without_command=True)

@@ -6,16 +6,16 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from plm_edge.cli.options import Json
 
 if TYPE_CHECKING:
     from plm_edge.devices.doctor import Finding
 
 
 def command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what is wrong on this machine and how to mend it, a line each; nothing is changed."""
     from plm_edge.devices import board

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plm_edge.cli.options import Activations, Backend, MaybeCacheType, ModelOrOnnx
+from plm_edge.cli.options import Activations, Backend, Json, MaybeCacheType, ModelOrOnnx
 
 if TYPE_CHECKING:
     from plm_edge.runtime.any_session import AnySession
@@ -42,7 +42,7 @@ def command(
     backend: Backend = "auto",
     isa: Annotated[str | None, typer.Option(help="Kernel set.")] = None,
     activations: Activations = "int16",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Perplexity of a text as llama.cpp counts it; with --against also KL and top-1 agreement."""
     from contextlib import ExitStack

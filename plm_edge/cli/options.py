@@ -23,6 +23,8 @@ def named(path: str) -> Path:
     return Path(path)
 
 
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 _MODELS = "Hugging Face folder, hub id, bundle, .gguf file"
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODELS}, or demo.")]
 ModelOrOnnx = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plm_edge.cli.options import Layout, MaybeCacheType, MaybeQuant, ModelOrShape, Pure
+from plm_edge.cli.options import Json, Layout, MaybeCacheType, MaybeQuant, ModelOrShape, Pure
 from plm_edge.errors import DoesNotFit
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def command(
     threads: Annotated[int | None, typer.Option("-t", "--threads")] = None,
     isa: Annotated[str | None, typer.Option(help="Kernel set.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Every number's reason.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Plan a model on a device from its config alone; nothing is written."""
     from plm_edge import devices
