@@ -527,14 +527,14 @@ def test_offline_takes_nothing_from_the_hub(
     refused("--offline export a/b --target rpi", 4, message)
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "message"),
-    [
-        (signal.SIGINT, 130, "interrupted"),
-        (signal.SIGTERM, 143, "ended by SIGTERM"),
-        (signal.SIGHUP, 129, "ended by SIGHUP"),
-    ],
-)
+SIGNALS = [
+    (signal.SIGINT, 130, "interrupted"),
+    (signal.SIGTERM, 143, "ended by SIGTERM"),
+    (signal.SIGHUP, 129, "ended by SIGHUP"),
+]
+
+
+@pytest.mark.parametrize(("number", "code", "message"), SIGNALS)
 def test_a_signal_during_an_export(
     here: Path, number: signal.Signals, code: int, message: str
 ) -> None:
@@ -558,3 +558,64 @@ def test_a_signal_during_an_export(
     assert_one_line(process.returncode, out, err, code, message)
     assert tree(here) == before
     verify_bundle(here / "out")
+
+
+# Code in whose midst a signal comes: as in a lock that a wait had not taken again yet.
+AMIDST = {
+    "a lock": """
+lock = threading.Condition()
+with lock:
+    lock.release()
+    signal.raise_signal(number)
+""",
+    "another error": """
+try: signal.raise_signal(number)
+except BaseException: raise OSError(5, "b")
+""",
+    "an error from None": """
+try: signal.raise_signal(number)
+except BaseException: raise plm_edge.OutputError("b") from None
+""",
+}
+EATEN = """
+try: signal.raise_signal(number)
+except BaseException: pass
+raise RuntimeError("later")
+"""
+ONE_COMMAND_MORE = """
+import signal, sys, threading
+import plm_edge
+from plm_edge.cli import app
+number, code = int(sys.argv.pop()), sys.argv.pop()
+app.app.command("amidst")(lambda: exec(code))
+app.run()
+"""
+
+
+def amidst(here: Path, code: str, number: signal.Signals) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", ONE_COMMAND_MORE, "amidst", code, str(int(number))]
+    return subprocess.run(command, capture_output=True, text=True, cwd=here)
+
+
+@pytest.mark.parametrize(("number", "code", "message"), SIGNALS)
+@pytest.mark.parametrize("name", AMIDST)
+def test_what_code_makes_of_a_signal_is_that_signal(
+    here: Path, name: str, number: signal.Signals, code: int, message: str
+) -> None:
+    done = amidst(here, AMIDST[name], number)
+    assert_one_line(done.returncode, done.stdout, done.stderr, code, message)
+
+
+@pytest.mark.parametrize(("number", "code", "message"), SIGNALS[1:])
+def test_an_error_after_a_signal_that_was_eaten_is_that_signal(
+    here: Path, number: signal.Signals, code: int, message: str
+) -> None:
+    done = amidst(here, EATEN, number)
+    assert_one_line(done.returncode, done.stdout, done.stderr, code, message)
+
+
+def test_an_error_after_an_answered_ctrl_c_is_an_error(here: Path) -> None:
+    """A chat answers it and goes on."""
+    done = amidst(here, EATEN, signal.SIGINT)
+    assert done.returncode == app.INTERNAL_ERROR
+    assert "RuntimeError: later\nplm-edge: internal error; please report" in done.stderr

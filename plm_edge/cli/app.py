@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperGroup
@@ -34,6 +34,8 @@ BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 class Ended(SystemExit):
     """A signal asks the program to end: as an exception, so that what is half written goes."""
 
+    first: ClassVar[Ended | None] = None  # that came to this process
+
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)  # as a shell reports it
         self.line = f"ended by {signal.Signals(number).name}"
@@ -46,7 +48,7 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Call the command, and turn its errors into exit codes."""
         try:
-            return super().invoke(ctx)
+            return self._call(ctx)
         except PlmEdgeError as error:
             fail(str(error), error.exit_code)
         except KeyboardInterrupt:
@@ -60,6 +62,25 @@ class Group(TyperGroup):
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             fail(f"{place}{error.strerror or error}", OutputError.exit_code)
+
+    def _call(self, ctx: Any) -> Any:
+        """A signal comes between any two steps: code there may make another error of it."""
+        try:
+            return super().invoke(ctx)
+        except BaseException as error:
+            behind = _signal_behind(error)
+            if behind is None:
+                raise
+            raise behind from None
+
+
+def _signal_behind(error: BaseException | None) -> BaseException | None:
+    """What a signal raised before `error`, if one did."""
+    if Ended.first is not None:
+        return Ended.first
+    while not (error is None or isinstance(error, KeyboardInterrupt)):
+        error = error.__context__
+    return error
 
 
 def fail(message: str, code: int) -> None:
@@ -148,7 +169,8 @@ def run() -> None:
 
 def _end(number: int, _frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)  # a second one must not stop the clean-up
-    raise Ended(number)
+    Ended.first = Ended.first or Ended(number)
+    raise Ended.first
 
 
 def _exit_code() -> int:
