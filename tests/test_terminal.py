@@ -174,6 +174,9 @@ def test_commands(start: Start, tmp_path: Path) -> None:
     say("/dance", "no command /dance")
     say("/set top_k -1", "top_k must be a whole number")
     say("/set temp warm", "temp must be a number, not 'warm'")
+    for typed in ("temp", "--temp", "temperature", "--top-k", "repeat-penalty", "n", "max_tokens"):
+        shown = say(f"/set {typed} -1", ", not -1")
+        assert f"\n{typed} must be a " in shown.replace("\r", ""), shown
     say("/set temp none", "temp must be a number, not 'none'")
     say("/set seed warm", "seed must be a whole number or none, not 'warm'")
     say("/set", "needs a name")
@@ -182,7 +185,7 @@ def test_commands(start: Start, tmp_path: Path) -> None:
     say("/set n none", "n = none")
     say("/set max_tokens 4", "n = 4")
     names = "temp, top_k, top_p, min_p, repeat_penalty, seed, n, stop"
-    say("/set nothing x", f"no setting 'nothing'; there are {names}")
+    say("/set --no-thing x", f"no setting '--no-thing'; there are {names}")
     say("/system be brief", "system prompt set")
     shown = say("/show", "stop ['END']")
     assert "be brief" in shown

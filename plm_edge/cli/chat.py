@@ -125,6 +125,7 @@ def conversation(
     saved: Path | None, settings: dict[str, Any], stop: tuple[str, ...], system: str | None
 ) -> Conversation:
     """A new or a saved conversation with the settings that were given on the command line."""
+    from plm_edge.cli.slash import set_as_typed
     from plm_edge.runtime.conversation import Conversation
     from plm_edge.runtime.stream import check_stops
 
@@ -132,11 +133,7 @@ def conversation(
     for name, value in settings.items():
         if value is not None:
             unset = value == -1 and name in _UNSET
-            try:
-                talk.set(name, None if unset else value)
-            except UsageError as why:
-                said = str(why).removeprefix(name)
-                raise UsageError(_FLAGS[name] + said + _UNSET.get(name, "")) from None
+            set_as_typed(talk, name, None if unset else value, _FLAGS[name], _UNSET.get(name, ""))
     if stop:
         talk.stop = check_stops(stop)
     if system is not None:

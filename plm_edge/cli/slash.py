@@ -67,23 +67,33 @@ def _system(terminal: Terminal, text: str) -> None:
 
 
 def _set(terminal: Terminal, text: str) -> None:
-    name, _, value = text.partition(" ")
+    typed, _, value = text.partition(" ")
     value = value.strip()
     if not value:
         raise UsageError("/set needs a name and a value; /show lists them")
-    name = name.lstrip("-").replace("-", "_")
+    name = typed.lstrip("-").replace("-", "_")
     name = _LONG.get(name, name)
     if name not in SETTINGS:
-        raise UsageError(f"no setting {name!r}; there are {', '.join(SETTINGS)}")
+        raise UsageError(f"no setting {typed!r}; there are {', '.join(SETTINGS)}")
     if name == "stop":
         terminal.talk.stop = () if value == "none" else check_stops([value])
     else:
-        terminal.talk.set(SETTINGS[name], _number(name, value))
+        number = _number(typed, value, name in _MAY_BE_NONE)
+        set_as_typed(terminal.talk, SETTINGS[name], number, typed)
     terminal.note(f"{name} = {_shown(terminal.talk, name)}")
 
 
-def _number(name: str, value: str) -> float | int | None:
-    may_be_none = name in _MAY_BE_NONE
+def set_as_typed(
+    talk: Conversation, name: str, value: float | int | None, typed: str, hint: str = ""
+) -> None:
+    """Change a setting; an error calls it as the user did, and ends with the hint."""
+    try:
+        talk.set(name, value)
+    except UsageError as why:
+        raise UsageError(typed + str(why).removeprefix(name) + hint) from None
+
+
+def _number(typed: str, value: str, may_be_none: bool) -> float | int | None:
     if value == "none" and may_be_none:
         return None
     for kind in (int, float):
@@ -92,7 +102,7 @@ def _number(name: str, value: str) -> float | int | None:
         except ValueError:
             continue
     kinds = "a whole number or none" if may_be_none else "a number"
-    raise UsageError(f"{name} must be {kinds}, not {value!r}")
+    raise UsageError(f"{typed} must be {kinds}, not {value!r}")
 
 
 def _shown(talk: Conversation, name: str) -> str:
