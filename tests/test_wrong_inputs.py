@@ -506,14 +506,16 @@ def test_a_file_that_may_not_grow(here: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("words", ["--version", "verify mine"])
+@pytest.mark.parametrize(
+    "words", ["--version", "verify mine", "inspect mine", "plan hf --json", "chat mine -p a -n 1"]
+)
 def test_a_stdout_without_space(here: Path, words: str) -> None:
     env = {"PATH": os.environ["PATH"], "HOME": str(here)}
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [PROGRAM, *words.split()], stdout=full, stderr=subprocess.PIPE, env=env, text=True
         )
-    assert_one_line(done.returncode, "", done.stderr, 4, "No space left on device")
+    assert_one_line(done.returncode, "", done.stderr, 4, "stdout: No space left on device\n")
 
 
 def test_offline_takes_nothing_from_the_hub(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from types import FrameType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -42,6 +44,29 @@ class Ended(SystemExit):
         self.exit_code = 128 + number
 
 
+class Stdout(io.TextIOWrapper):
+    """Standard output, whose errors say so: the system names files alone."""
+
+    def write(self, text: str, /) -> int:
+        """As any text file."""
+        with _named():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """As any text file."""
+        with _named():
+            super().flush()
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = "stdout"
+        raise
+
+
 class Group(TyperGroup):
     """Runs a command; what the user can cause is one line on stderr."""
 
@@ -60,8 +85,7 @@ class Group(TyperGroup):
         except MemoryError:
             fail("the memory of this machine is used up", DoesNotFit.exit_code)
         except OSError as error:
-            place = f"{error.filename}: " if error.filename else ""
-            fail(f"{place}{error.strerror or error}", OutputError.exit_code)
+            fail(_said(error), OutputError.exit_code)
 
     def _call(self, ctx: Any) -> Any:
         """A signal comes between any two steps: code there may make another error of it."""
@@ -81,6 +105,12 @@ def _signal_behind(error: BaseException | None) -> BaseException | None:
     while not (error is None or isinstance(error, KeyboardInterrupt)):
         error = error.__context__
     return error
+
+
+def _said(error: OSError) -> str:
+    """Where it was, if that is known, and what."""
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"
 
 
 def fail(message: str, code: int) -> None:
@@ -146,25 +176,29 @@ def run() -> None:
             getattr(sys, name) is None
         ):  # the caller closed it; a file opened later would take its place
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    sys.stdout = _with_a_name(sys.stdout)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows `?`
             stream.reconfigure(errors="replace")
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
             signal.signal(number, _end)
+    code = _exit_code()
     try:
-        code = _exit_code()
         sys.stdout.flush()
-    except BrokenPipeError:
-        code = BROKEN_PIPE
     except OSError as error:
-        print(f"plm-edge: stdout: {error.strerror or error}", file=sys.stderr)
-        code = OutputError.exit_code
-    if code in (BROKEN_PIPE, OutputError.exit_code):
-        # stdout may be what failed, and the interpreter flushes it once more at its end
+        code = code or _code_of(error)  # what came first was said
+        # the interpreter flushes once more at its end
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _with_a_name(stdout: TextIO) -> TextIO:
+    if not isinstance(stdout, io.TextIOWrapper):
+        return stdout
+    how = stdout.encoding, stdout.errors, None, stdout.line_buffering, stdout.write_through
+    return Stdout(stdout.detach(), *how)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
@@ -180,10 +214,18 @@ def _exit_code() -> int:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
         return Interrupted.exit_code
-    except OSError:  # of stdout: the commands' own are lines by now
-        raise
+    except OSError as error:  # the commands' own are lines by now
+        return _code_of(error)
     except Exception:
         traceback.print_exc()
         print("plm-edge: internal error; please report the lines above", file=sys.stderr)
         return INTERNAL_ERROR
     return 0
+
+
+def _code_of(error: OSError) -> int:
+    """Say it, unless a pipe was closed."""
+    if isinstance(error, BrokenPipeError):
+        return BROKEN_PIPE
+    print(f"plm-edge: {_said(error)}", file=sys.stderr)
+    return OutputError.exit_code
