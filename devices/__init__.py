@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plm_edge.devices.host import detect
+from plm_edge.devices.host import HOST, detect, kernel_sets
 from plm_edge.devices.profile import ISAS, DeviceProfile, read_profile
 from plm_edge.errors import UsageError
 
-__all__ = ["ALIASES", "ISAS", "DeviceProfile", "detect", "load", "names"]
+__all__ = [
+    "ALIASES",
+    "HOST",
+    "ISAS",
+    "DeviceProfile",
+    "detect",
+    "kernel_sets",
+    "load",
+    "names",
+]
 
 ALIASES = {
     "rpi": "rpi5-4gb",
@@ -23,12 +32,12 @@ _PROFILES = Path(__file__).parent / "profiles"
 
 def names() -> list[str]:
     """Names of the profiles that ship with the package, and `host`."""
-    return ["host", *sorted(path.stem for path in _PROFILES.glob("*.toml"))]
+    return [HOST, *sorted(path.stem for path in _PROFILES.glob("*.toml"))]
 
 
 def load(name: str) -> DeviceProfile:
     """The profile of a name, an alias, `host` (this machine) or the path of a .toml file."""
-    if name == "host":
+    if name == HOST:
         return detect()
     if name.endswith(".toml"):
         return read_profile(Path(name), _PROFILES)

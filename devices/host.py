@@ -9,8 +9,10 @@ from pathlib import Path
 
 from plm_edge.devices import board, cpu
 from plm_edge.devices.memory import memory
-from plm_edge.devices.profile import DeviceProfile
-from plm_edge.native.kernels import find_isa
+from plm_edge.devices.profile import ARM_ISAS, ISAS, X86_ISAS, DeviceProfile
+from plm_edge.native.kernels import find_isa, isa_table
+
+HOST = "host"
 
 
 def detect(root: Path = Path("/")) -> DeviceProfile:
@@ -27,7 +29,7 @@ def detect(root: Path = Path("/")) -> DeviceProfile:
     if gpus:
         sources["gpu"] = "nvidia-smi or /sys/class/drm"
     return DeviceProfile(
-        name="host",
+        name=HOST,
         isa=find_isa()[0],
         core_kinds=cpu.core_kinds(root, cpus),
         performance_cores=cpu.performance_cores(root, cpus),
@@ -36,3 +38,11 @@ def detect(root: Path = Path("/")) -> DeviceProfile:
         gpu="; ".join(gpus) or None,
         sources=sources,
     )
+
+
+def kernel_sets(profile: DeviceProfile) -> tuple[str, ...]:
+    """Those that may be asked for: of this machine all it has, of another its architecture's."""
+    if profile.name == HOST:
+        return tuple(isa_table())
+    known = (sets for sets in (X86_ISAS, ARM_ISAS) if profile.isa in sets[1:])
+    return next(known, ISAS)

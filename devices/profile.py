@@ -22,7 +22,9 @@ else:
     import tomli as tomllib
 
 # Kernel sets by the name they are chosen with, the plainest first.
-ISAS = ("scalar", "avx2", "avx-vnni", "avx512-vnni", "neon", "neon-dotprod", "neon-i8mm")
+X86_ISAS = ("scalar", "avx2", "avx-vnni", "avx512-vnni")
+ARM_ISAS = ("scalar", "neon", "neon-dotprod", "neon-i8mm")
+ISAS = tuple(dict.fromkeys(X86_ISAS + ARM_ISAS))
 GPU_APIS = ("cuda", "vulkan", "metal")
 
 HALF = "not known: half of the memory, by rule"

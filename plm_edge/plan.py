@@ -6,13 +6,13 @@ cache, threads and kernel set are planned again by `replan_for_load`, for the ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
 from plm_edge import head_screen
 from plm_edge.cache_layout import BLOCK, CACHE_TYPES, CacheLayout, CacheType
-from plm_edge.devices import ISAS, DeviceProfile
+from plm_edge.devices import ISAS, DeviceProfile, kernel_sets
 from plm_edge.devices.memory import OWN_BYTES
 from plm_edge.errors import DoesNotFit, UsageError
 from plm_edge.formats import format_of
@@ -96,10 +96,10 @@ def make_plan(
     raise _does_not_fit(spec, profile, plans[0], how)
 
 
-def check_isa(name: str | None) -> None:
-    """Raises UsageError for a kernel set that no machine has; this one may still lack it."""
+def check_isa(name: str | None, there: Iterable[str]) -> None:
+    """UsageError, naming those that are there, for a kernel set that no machine has."""
     if name is not None and name not in ISAS:
-        raise UsageError(f"unknown kernel set {name!r}, expected one of {', '.join(ISAS)}")
+        raise UsageError(f"unknown kernel set {name!r}, expected one of {', '.join(there)}")
 
 
 def replan_for_load(
@@ -191,7 +191,7 @@ def _fit(
     threads = cores if asked.threads is None else asked.threads
     if not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"{threads} threads, expected 1..{MAX_THREADS}")
-    check_isa(asked.isa)
+    check_isa(asked.isa, kernel_sets(profile))
     plan = Plan(
         target=profile.name,
         layout=layout,

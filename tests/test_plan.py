@@ -18,6 +18,7 @@ from plm_edge.errors import DoesNotFit, FileFormatError, UnsupportedError, Usage
 from plm_edge.exporters import export
 from plm_edge.exporters.synth import SHAPES
 from plm_edge.layouts import data_bytes, file_tensors
+from plm_edge.native.kernels import isa_table
 from plm_edge.plan import Budget, Overrides, Plan, make_plan, plan_of_file, replan_for_load
 from plm_edge.quant_plan import choose_formats
 from plm_edge.runtime import load
@@ -153,6 +154,20 @@ def test_what_cannot_be_is_refused(asked, error, said):
     with pytest.raises(error) as caught:
         make_plan(PLM, BOARD, **asked)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("device", "sets"),
+    [
+        ("rpi4-4gb", "scalar, neon, neon-dotprod, neon-i8mm"),
+        ("laptop-avx2", "scalar, avx2, avx-vnni, avx512-vnni"),
+        ("gpu", ", ".join(devices.ISAS)),  # the CPU beside it is not known
+        ("host", ", ".join(isa_table())),
+    ],
+)
+def test_the_kernel_sets_of_a_device_are_named(device, sets):
+    with pytest.raises(UsageError, match=f"expected one of {sets}$"):
+        make_plan(PLM, devices.load(device), isa="mmx")
 
 
 def test_a_layout_that_a_file_names_is_no_mistake_of_the_users():

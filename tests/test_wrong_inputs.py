@@ -53,8 +53,10 @@ from spoils import (
 from tiny import TINY_SHAPES, write_tiny_checkpoint
 
 import plm_edge
+from plm_edge import devices
 from plm_edge.bundle import MANIFEST, verify_bundle
 from plm_edge.cli import app
+from plm_edge.native.kernels import isa_table
 
 PROGRAM = str(Path(sys.executable).with_name("plm-edge"))
 EMBED = "model.embed_tokens.weight"
@@ -391,7 +393,6 @@ CHATS: dict[str, tuple[str, int, str]] = {
     "context above trained": ("-p a -c 129", 2, "-c 129 ... use fewer, or --force"),
     "context 0": ("-p a -c 0", 2, "context of 0 tokens, expected 1..128"),
     "context -5": ("-p a -c -5", 2, "context of -5 tokens, expected 1..128"),
-    "no kernels": ("-p a --isa mmx", 2, "unknown kernel set 'mmx', expected one of"),
     "no threads": ("-p a -t 0", 2, "0 threads, expected"),
     "too many threads": ("-p a -t 100000", 2, "100000 threads, expected 1..256"),
     "no cache": ("-p a -ctk q3", 2, "'q3', expected one of"),
@@ -414,6 +415,17 @@ def test_a_backend_of_no_known_name_is_refused_before_the_export(
     refused: Callable[..., None], backend: str, found: str
 ) -> None:
     refused(f"chat hf -p a --backend {backend}", 2, f"expected a ... found {found}")
+
+
+@pytest.mark.parametrize("words", ["chat hf -p a", "eval hf -f long.txt", "bench hf"])
+def test_a_kernel_set_is_refused_before_the_export(
+    here: Path, refused: Callable[..., None], words: str
+) -> None:
+    text("long.txt", "once upon a time " * 200)(here)
+    sets = ", ".join(isa_table())
+    refused(f"{words} --isa mmx", 2, f"unknown kernel set 'mmx', expected one of {sets}\n")
+    other = next(name for name in devices.ISAS if name not in isa_table())
+    refused(f"{words} --isa {other}", 6, f"of this CPU ({sets}), found {other!r}; leave --isa")
 
 
 def test_a_context_that_does_not_fit(here: Path, refused: Callable[..., None]) -> None:
@@ -588,6 +600,7 @@ ONE_COMMAND_MORE = """
 import signal, sys, threading
 import plm_edge
 from plm_edge.cli import app
+from plm_edge.native.kernels import isa_table
 number, code = int(sys.argv.pop()), sys.argv.pop()
 app.app.command("amidst")(lambda: exec(code))
 app.run()

@@ -132,9 +132,9 @@ def _check_names(
     activations: str,
 ) -> None:
     from plm_edge.cache_layout import CACHE_TYPES
+    from plm_edge.cli.prepare import check_kernels
     from plm_edge.head_screen import HEADS
-    from plm_edge.native.kernels import ACTIVATIONS, find_isa
-    from plm_edge.plan import check_isa
+    from plm_edge.native.kernels import ACTIVATIONS
     from plm_edge.runtime.bench import report
     from plm_edge.runtime.llama_engine import check_installed
 
@@ -148,8 +148,7 @@ def _check_names(
     for name, value, known in choices:
         if value not in known:
             raise UsageError(f"{name}: expected {' or '.join(known)}, found {value!r}")
-    check_isa(isa)
-    find_isa(isa)
+    check_kernels(isa)
     if versus is not None:
         check_installed("--vs llama.cpp")
 

@@ -156,9 +156,18 @@ def open_session(
 ) -> AnySession:
     """Prepare and load; with force the context may be longer than the model was trained for."""
     from plm_edge import runtime
-    from plm_edge.cli.prepare import for_backend, format_for, laid_out, prepare, spec_of
+    from plm_edge.cli.prepare import (
+        check_kernels,
+        for_backend,
+        format_for,
+        laid_out,
+        prepare,
+        spec_of,
+    )
     from plm_edge.cli.progress import Progress
 
+    if isa is not None:
+        check_kernels(isa)
     if backend == "llama":
         runtime.check_installed("--backend llama")
     with Progress(f"export {model} for this machine") as progress:

@@ -47,7 +47,14 @@ def command(
     """Perplexity of a text as llama.cpp counts it; with --against also KL and top-1 agreement."""
     from contextlib import ExitStack
 
-    from plm_edge.cli.prepare import for_backend, format_for, laid_out, prepare, spec_of
+    from plm_edge.cli.prepare import (
+        check_kernels,
+        for_backend,
+        format_for,
+        laid_out,
+        prepare,
+        spec_of,
+    )
     from plm_edge.cli.progress import Progress, Steps
     from plm_edge.cli.texts import read_text
     from plm_edge.runtime import load
@@ -56,6 +63,8 @@ def command(
 
     text = read_text(file, "-f")
     kind = format_for(backend)
+    if isa is not None:
+        check_kernels(isa)
     with Progress(f"export {model} for this machine") as progress:
         found = prepare(model, progress, ctx.obj, file_format=kind)
     saved = LogitFile(Path(against)) if against and LogitFile.is_one(Path(against)) else None

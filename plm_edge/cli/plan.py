@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from plm_edge.planned import Plan
     from plm_edge.spec import ModelSpec
 
-HOST = "host"
-
 
 def command(
     ctx: typer.Context,
@@ -61,12 +59,14 @@ def command(
         return make_plan(spec, profile, *wishes, formats=None if quant else formats)
 
     if target is None:
-        rows = [_row(name, model, spec, plan_on) for name in devices.names() if name != HOST]
+        rows = [
+            _row(name, model, spec, plan_on) for name in devices.names() if name != devices.HOST
+        ]
         print(json.dumps(rows, indent=2) if as_json else "\n".join(_table(rows)))
         return
     profile = devices.load(target)
     plan = plan_on(profile)
-    if target == HOST:
+    if target == devices.HOST:
         profile = measured(profile, spec, [plan])
     choices = report(plan, spec, profile, asked)
     if as_json:

@@ -60,6 +60,15 @@ def format_for(backend: str) -> str:
     return "onnx" if parse_backend(backend)[0] == "onnx" else "gguf"
 
 
+def check_kernels(isa: str | None) -> None:
+    """Before anything is exported: this CPU has that kernel set."""
+    from plm_edge.native.kernels import find_isa, isa_table
+    from plm_edge.plan import check_isa
+
+    check_isa(isa, isa_table())
+    find_isa(isa)
+
+
 def prepare(
     model: str | Path,
     progress: Progress | None = None,
