@@ -14,7 +14,7 @@ from plm_edge.plan import QUANTS, cache_layout
 from plm_edge.planned import Plan, mib
 from plm_edge.quant_plan import FALLBACK
 from plm_edge.spec import ModelSpec
-from plm_edge.speed import estimate
+from plm_edge.speed import estimate, why_unknown
 from plm_edge.tensors import head_name
 
 COMFORTABLE = 0.8  # of the usable memory, at most: beyond it other programs have little left
@@ -200,8 +200,8 @@ def _of_the_cpu(name: str, found: object, profile: DeviceProfile, asked: Collect
 def _speed(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> Choice:
     speed = estimate(plan, spec, profile)
     if speed is None:
-        why = "no bandwidth of the device is known, or the model is small enough for a CPU's cache"
-        return Choice("speed", "unknown", (why,))
+        how = "nothing was measured there; on the device itself --target host does that first"
+        return Choice("speed", f"unknown: {why_unknown(plan, spec)}", (how,))
     return Choice(
         "speed",
         f"estimate: {speed.empty} tokens/s at first, {speed.full} behind {plan.n_ctx:,} tokens",

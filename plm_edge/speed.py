@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from plm_edge.devices import DeviceProfile
 from plm_edge.layouts import file_tensors
-from plm_edge.planned import Plan
+from plm_edge.planned import Plan, mib
 from plm_edge.spec import ModelSpec
 from plm_edge.token_bytes import attention_macs, token_bytes
 
@@ -53,8 +53,7 @@ class Speed:
 
 def estimate(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> Speed | None:
     """None where the profile knows no bandwidth, or where the weights fit into a CPU's cache."""
-    tensors = file_tensors(plan.layout, spec, plan.formats)
-    weights = token_bytes({tensor.name: tensor for tensor in tensors}, spec, IDLE)
+    weights = _weights_read(plan, spec)
     work = _Work(weights, plan.budget.cache, attention_macs(spec) * plan.n_ctx)
     inputs = [
         f"a token reads {weights / 1e6:,.0f} MB of weights ({IDLE:.0%} of the feed-forward units "
@@ -69,6 +68,22 @@ def estimate(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> Speed | Non
     if found is None:
         return None
     return Speed(found.empty, found.full, (*inputs, *found.inputs))
+
+
+def why_unknown(plan: Plan, spec: ModelSpec) -> str:
+    """Of a plan without an estimate."""
+    if _weights_read(plan, spec) < CACHED_BYTES:
+        return (
+            f"a token reads less than {mib(CACHED_BYTES)} of weights: a processor's cache may hold "
+            "them, and the bandwidth of the memory says nothing about it"
+        )
+    return "no bandwidth of the device is known"
+
+
+def _weights_read(plan: Plan, spec: ModelSpec) -> int:
+    """Bytes that a token reads, with idle units."""
+    tensors = file_tensors(plan.layout, spec, plan.formats)
+    return token_bytes({tensor.name: tensor for tensor in tensors}, spec, IDLE)
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ def test_a_plan_of_all_devices_is_numbers_in_json(inside: Run) -> None:
     assert list(rows) == [name for name in devices.names() if name != "host"]
     for name, row in rows.items():
         kinds = {key: type(value) for key, value in row.items() if key != "speed"}
-        words = ("device", "fits", "quant", "cache_type", "file")
+        words = ("device", "fits", "quant", "cache_type", "file", "speed_unknown")
         assert kinds == {key: str if key in words else int for key in kinds}, name
         assert row["speed"] is None  # its weights stay in a cache
     one = json.loads(inside("plan", "demo", "--target", "rpi5-4gb", "--json").out)
@@ -245,7 +245,10 @@ def test_a_plan_of_all_devices_is_numbers_in_json(inside: Run) -> None:
     large = json.loads(inside("plan", "plm-1.8b", "--json").out)
     board = next(row for row in large if row["device"] == "rpi5-4gb")
     assert 0 < board["speed"]["full"]["high"] < board["speed"]["empty"]["high"]
+    assert one["speed_unknown"] == rows["rpi5-4gb"]["speed_unknown"]
+    assert "speed_unknown" not in board
     table = inside("plan", "demo").out
+    assert f"\nunknown: {one['speed_unknown']}.\n" in table
     assert re.search(r"\| rpi5-4gb \| [\d,]+ of 4,096 MiB \| .* \| unknown \| unknown \|", table)
 
 

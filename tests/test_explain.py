@@ -138,7 +138,8 @@ def test_a_bandwidth_alone_is_only_an_upper_bound():
     both = known(nominal_bytes_per_s=1e10, read_bytes_per_s=5e9)  # one basis for all machines
     assert estimate(plan, PLM, both).empty == speed.empty
     assert estimate(plan, PLM, known()) is None
-    assert lines(plan, known())["speed"].value == "unknown"
+    said = lines(plan, known())["speed"].value
+    assert said == "unknown: no bandwidth of the device is known"
 
 
 def test_rates_of_the_kernels_come_first_and_count_attention():
@@ -163,7 +164,10 @@ def test_a_graphics_card_is_estimated_by_what_was_seen_on_it():
 
 def test_the_bandwidth_of_memory_says_nothing_of_a_model_in_the_cpus_cache():
     tiny = SHAPES["plm-tiny"].spec
-    assert estimate(make_plan(tiny, BOARD), tiny, BOARD) is None
+    plan = make_plan(tiny, BOARD)
+    assert estimate(plan, tiny, BOARD) is None
+    said = {choice.name: choice.value for choice in report(plan, tiny, BOARD)}["speed"]
+    assert said.startswith("unknown: a token reads less than 64 MiB of weights: a processor's")
 
 
 def test_an_estimate_is_marked_as_one():

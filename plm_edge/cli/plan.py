@@ -40,7 +40,6 @@ def command(
     from plm_edge.cli.prepare import to_plan
     from plm_edge.explain import level, report
     from plm_edge.plan import make_plan
-    from plm_edge.speed import estimate
 
     spec, formats = to_plan(model, ctx.obj)
     chosen = {
@@ -70,8 +69,7 @@ def command(
         profile = measured(profile, spec, [plan])
     choices = report(plan, spec, profile, asked)
     if as_json:
-        speed = estimate(plan, spec, profile)
-        facts = {"fits": level(plan, profile), "speed": None if speed is None else asdict(speed)}
+        facts = {"fits": level(plan, profile), **_speed(plan, spec, profile)}
         reasons = {"reasons": {c.name: [c.value, *c.why] for c in choices}} if explain else {}
         print(json.dumps({**plan.to_dict(), **facts, **reasons}, indent=2))
         return
@@ -92,7 +90,6 @@ def _row(name: str, model: str, spec: ModelSpec, plan_on: Any) -> dict[str, Any]
     """One device of the table in plain values; what does not fit has its message."""
     from plm_edge import devices
     from plm_edge.explain import expanded_bytes, level
-    from plm_edge.speed import estimate
 
     profile = devices.load(name)
     row: dict[str, Any] = {
@@ -104,7 +101,6 @@ def _row(name: str, model: str, spec: ModelSpec, plan_on: Any) -> dict[str, Any]
         plan = plan_on(profile)
     except DoesNotFit as why:
         return row | {"fits": "too tight", "why": str(why)}
-    speed = estimate(plan, spec, profile)
     return row | {
         "fits": level(plan, profile),
         "total_bytes": plan.budget.total,
@@ -112,10 +108,20 @@ def _row(name: str, model: str, spec: ModelSpec, plan_on: Any) -> dict[str, Any]
         "n_ctx": plan.n_ctx,
         "cache_type": plan.cache_type,
         "cache_bytes": plan.budget.cache,
-        "speed": None if speed is None else asdict(speed),
+        **_speed(plan, spec, profile),
         "expanded_bytes": expanded_bytes(plan, spec),
         "file": _file(model, name),
     }
+
+
+def _speed(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> dict[str, Any]:
+    """The estimate in plain values, or why there is none."""
+    from plm_edge.speed import estimate, why_unknown
+
+    speed = estimate(plan, spec, profile)
+    if speed is None:
+        return {"speed": None, "speed_unknown": why_unknown(plan, spec)}
+    return {"speed": asdict(speed)}
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
@@ -155,6 +161,8 @@ def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield ""
     yield "tokens/s: estimates of decode speed, at first and behind a full context."
     yield "expanded: the weights, and keys and values of every head in F16 as llama.cpp keeps them."
+    for why in dict.fromkeys(row["speed_unknown"] for row in rows if "speed_unknown" in row):
+        yield f"unknown: {why}."
     for row in rows:
         if "why" in row:
             yield f"{row['device']}: {row['why']}"
