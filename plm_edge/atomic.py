@@ -3,6 +3,7 @@
 What is written stands beside its target as `.NAME.part`, locked, until it is complete and on the
 disk; then it is renamed. A crash, a full disk or Ctrl-C leaves what was there before. The lock goes
 with the process, so what a dead one left is taken over by the next, and a living one is respected.
+Who only asks whether it is held shares it, and a writer that comes meanwhile waits for that.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import fcntl
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +24,7 @@ from plm_edge.errors import OutputError
 
 _PART, _OLD = ".part", ".old"
 _MARGIN = 0.05  # of the bytes to be written, beyond them: what file systems need for themselves
+_PATIENCE_S, _PAUSE_S = 10.0, 0.001  # of a writer, with those who look
 _CURES = {
     errno.ENOSPC: "free some space or choose another folder",
     errno.EDQUOT: "free some of your quota or choose another folder",
@@ -130,7 +133,7 @@ def is_being_written(part: Path) -> bool:
     if not part.name.endswith(_PART):
         return False
     try:
-        with _locked(part, _open_there, part):
+        with _locked(part, _open_there, part, fcntl.LOCK_SH):
             return False
     except OutputError:
         return True
@@ -199,23 +202,38 @@ def _open_there(part: Path) -> int:
 
 
 @contextlib.contextmanager
-def _locked(part: Path, open_part: Callable[[Path], int], path: Path) -> Iterator[int]:
-    """`part` opened and locked for this process alone; of two at once the second gets an error."""
+def _locked(
+    part: Path, open_part: Callable[[Path], int], path: Path, kind: int = fcntl.LOCK_EX
+) -> Iterator[int]:
+    """`part` opened and locked, for this process alone or (LOCK_SH) with others that only look.
+
+    Of two that want it alone at once the second gets an error.
+    """
+    patience = time.monotonic() + _PATIENCE_S
     while True:
         fd = open_part(part)
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if _lock(fd, kind):
+                if _is_still(part, fd):
+                    yield fd
+                    return
+            elif not _lock(fd, fcntl.LOCK_SH) or time.monotonic() > patience:
                 raise OutputError(
                     f"{path}: expected to be the only writer, found another process writing it; "
                     "wait for it to end"
-                ) from None
-            if _is_still(part, fd):
-                yield fd
-                return
+                )
         finally:
             os.close(fd)
+        time.sleep(_PAUSE_S)
+
+
+def _lock(fd: int, kind: int) -> bool:
+    """Whether it could be had at once."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_still(part: Path, fd: int) -> bool:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from plm_edge import atomic
-from plm_edge.atomic import atomic_folder, check_space, write_atomic
+from plm_edge.atomic import atomic_folder, check_space, is_being_written, remove, write_atomic
 from plm_edge.errors import OutputError
 
 LINUX_ROOT = pytest.mark.skipif(
@@ -197,6 +200,42 @@ def test_the_second_of_two_writers_is_refused_and_the_first_ends_well(tmp_path, 
         first.communicate(b"")
     assert first.returncode == 0
     assert names(tmp_path) == ["out"]
+
+
+@contextlib.contextmanager
+def looked_at(part, seconds):
+    """As `plm-edge cache` does, which sees it for so long."""
+    fd = os.open(part, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    timer = threading.Timer(seconds, os.close, [fd])
+    timer.start()
+    yield
+    timer.join()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_writer_waits_for_who_only_looks(tmp_path, kind):
+    path, part = tmp_path / "out", tmp_path / ".out.part"
+    subprocess.run([sys.executable, "-c", KILLED, str(path), kind])
+    write = {"file": lambda: write_atomic(path, put(b"new")), "folder": lambda: make(path)}
+    with looked_at(part, 0.3):
+        assert not is_being_written(part), "they do not take each other for writers"
+        write[kind]()
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_is_looked_at_may_be_removed(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out"), "folder"])
+    with looked_at(tmp_path / ".out.part", 0.1):
+        remove(tmp_path / ".out.part")
+        assert names(tmp_path) == []
+
+
+def test_who_looks_for_ever_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "_PATIENCE_S", 0.05)
+    (tmp_path / ".out.part").mkdir()
+    with looked_at(tmp_path / ".out.part", 2), pytest.raises(OutputError, match="only writer"):
+        make(tmp_path / "out")
 
 
 def test_ctrl_c_removes_the_temporary_file_within_two_seconds(tmp_path):
