@@ -49,8 +49,8 @@ typedef struct {
 } plm_matrix;
 
 /* Activations of several tokens, a row each: the floats, and the same rows as integers.
- * q (tokens, cols), 16 bits, and, for each block of 32, scale and sum of q (tokens, cols / 32). bytes (tokens, cols): q once more,
- * where none is above PLM_BYTE, else NULL. */
+ * q (tokens, cols), 16 bits, and, for each block of 32, scale and sum of q (tokens, cols / 32). bytes (tokens, cols): q
+ * once more, where none is above PLM_BYTE, else NULL. */
 typedef struct {
     const float *f;
     int16_t *q;
@@ -129,8 +129,8 @@ typedef struct {
     /* y[0..n) += sum over k < count of a[k] * row which[k] of w (rows of n floats). */
     void (*mix)(const float *a, const uint8_t *which, int32_t count, const float *w, int32_t n, float *y);
     /* The same in integers, for many tokens: three functions, NULL where `mix` is all there is.
-     * Of 32 sums x those whose max(x, 0)^2 is not 0, that rounded to integers, and which they are. Returns how many: a 0
-     * of unit 0 makes an odd number even. All 32 places may be written. */
+     * Of 32 sums x those whose max(x, 0)^2 is not 0, that rounded to integers, and which they are. Returns how many: a
+     * 0 of unit 0 makes an odd number even. All 32 places may be written. */
     int32_t (*keep_words)(const float *x, int16_t *words, uint8_t *which, float *scale);
     /* w[n * (last - first) + ...] = weight of unit n of a whole group without its scale, the outputs of each 32 in an
      * order of the set's own. */
@@ -167,7 +167,8 @@ typedef struct {
      *   for rows * n halves at `next`, unless that is NULL.
      * softmax: for each lane, most = the maximum of it and of x (rows, 16); x = e^(x - most); shrink = e^(most before -
      * most), 0 while sum is 0; sum = sum * shrink + the sum of x. A NaN shows in its own lane.
-     * blend: for each lane l < lanes, y (lanes, n) = y * shrink[l] + the sum over rows of weights[r][l] * x (rows, n). */
+     * blend: for each lane l < lanes, y (lanes, n) = y * shrink[l] + the sum over rows of weights[r][l] * x (rows, n).
+     */
     void (*lanes)(const float *x, int32_t stride, int32_t n_lanes, int32_t n, float *y);
     void (*scores)(const float *q, const float *x, int32_t stride, int32_t rows, int32_t n, float scale, float *y,
                    const uint8_t *next);
