@@ -1,21 +1,31 @@
-/* AVX-512 VNNI: panels, and tiles of several tokens, which become panels. A register is four columns of eight lanes, so
- * that four values of a row are loaded at once for two products: docs/kernels.md. The bytes of a tile lie in this order
- * as they are. */
+/* AVX-512 VNNI: panels, and tiles of several tokens, which become panels. Four columns are two registers, and a load of
+ * four values of a row serves a product with each: docs/kernels.md. The first register has two columns of even lanes
+ * beside the two others of odd lanes, the second the rest in reverse. So the sums of a lane end where the lane is in the
+ * first register, and in its neighbour in the second: one exchange of neighbours and an addition join them all. */
 #include "avx512.h"
 
-enum { FOUR_COLUMNS = 4 * PLM_TILE, HALF = FOUR_COLUMNS / 2 }; /* lanes 0..7, then 8..15 */
+enum { FOUR_COLUMNS = 4 * PLM_TILE, HALF = FOUR_COLUMNS / 2 };
+enum { ODD = 0xaaaa }; /* of 16 */
 
-/* Rows of 32 columns: of eight lanes, 64 bits each, exchanged. */
+static inline __m512i neighbours(__m512i v) { return _mm512_shuffle_epi32(v, _MM_PERM_CDAB); }
+
+static inline __m512i join_halves(__m256i low, __m256i high) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+/* Rows of 32 columns: of each pair of lanes 64 bits, exchanged. */
 static inline void weave_block(const int16_t *x, int64_t lane, int32_t lanes, int16_t *panel) {
     for (int h = 0; h < 2; h++) {
         __m512i even[4], odd[4];
         for (int k = 0; k < 4; k++) {
-            __m512i row[2];
+            __m512i pair[2];
             for (int i = 0; i < 2; i++) {
-                const int64_t l = 8 * h + 2 * k + i;
-                row[i] = l < lanes ? load64(x + l * lane) : _mm512_setzero_si512();
+                const int64_t l = 4 * k + 2 * i;
+                __m512i first = l < lanes ? load64(x + l * lane) : _mm512_setzero_si512();
+                __m512i second = l + 1 < lanes ? load64(x + (l + 1) * lane) : _mm512_setzero_si512();
+                pair[i] = h ? _mm512_mask_mov_epi32(second, ODD, first) : _mm512_mask_mov_epi32(first, ODD, second);
             }
-            even[k] = _mm512_unpacklo_epi64(row[0], row[1]), odd[k] = _mm512_unpackhi_epi64(row[0], row[1]);
+            even[k] = _mm512_unpacklo_epi64(pair[0], pair[1]), odd[k] = _mm512_unpackhi_epi64(pair[0], pair[1]);
         }
         transpose(even);
         transpose(odd);
@@ -28,15 +38,13 @@ static inline void weave_block(const int16_t *x, int64_t lane, int32_t lanes, in
 
 /* Four columns whose lanes lie side by side. */
 static inline void weave_columns(const int16_t *x, int64_t column, int16_t *panel) {
+    const __m512i lanes = _mm512_setr_epi64(0, 1, 4, 5, 2, 3, 6, 7); /* 0..3, 8..11, 4..7, 12..15 before */
     __m256i a = load32(x), b = load32(x + column), c = load32(x + 2 * column), d = load32(x + 3 * column);
-    __m256i low = _mm256_unpacklo_epi16(a, b), low_more = _mm256_unpacklo_epi16(c, d);
-    __m256i high = _mm256_unpackhi_epi16(a, b), high_more = _mm256_unpackhi_epi16(c, d);
-    const __m256i two[4] = {_mm256_unpacklo_epi32(low, low_more), _mm256_unpackhi_epi32(low, low_more),
-                            _mm256_unpacklo_epi32(high, high_more), _mm256_unpackhi_epi32(high, high_more)};
-    for (int k = 0; k < 4; k++) { /* lanes 2 k and 2 k + 1, and those 8 further */
-        _mm_storeu_si128((void *)(panel + 8 * k), _mm256_castsi256_si128(two[k]));
-        _mm_storeu_si128((void *)(panel + HALF + 8 * k), _mm256_extracti128_si256(two[k], 1));
-    }
+    __m512i two = join_halves(_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
+    __m512i more = join_halves(_mm256_unpacklo_epi16(c, d), _mm256_unpackhi_epi16(c, d));
+    two = _mm512_permutexvar_epi64(lanes, two), more = _mm512_permutexvar_epi64(lanes, more);
+    _mm512_storeu_si512(panel, _mm512_mask_mov_epi32(two, ODD, more));
+    _mm512_storeu_si512(panel + HALF, neighbours(_mm512_mask_mov_epi32(more, ODD, two)));
 }
 
 void avx512_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes, int32_t columns, int16_t *panel) {
@@ -50,31 +58,36 @@ void avx512_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes,
             weave_columns(x + c * column, column, panel);
             continue;
         }
-        for (int64_t i = 0; i < FOUR_COLUMNS; i++)
-            panel[i] = i / 4 < lanes ? x[i / 4 * lane + (c + i % 4) * column] : 0;
+        for (int64_t i = 0; i < FOUR_COLUMNS; i++) {
+            const int64_t l = i % HALF / 2 ^ i / HALF, k = 2 * (i / 2 % 2) + i % 2;
+            panel[i] = l < lanes ? x[l * lane + (c + k) * column] : 0;
+        }
     }
 }
 
 /* R <= 8 rows of x. */
 INLINED void rows_by_panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x,
                             int64_t x_stride, const float *x_scale, int64_t x_blocks, float *y, int64_t stride, int R) {
+    __m512 out[8];
+    for (int r = 0; r < R; r++) out[r] = _mm512_loadu_ps(y + r * stride);
     for (int32_t b = 0; b < blocks; b++, scales += PLM_TILE, x += PLM_BLOCK) {
-        __m512i low[8], high[8]; /* of each lane the sum of two columns and of the two others */
-        for (int r = 0; r < R; r++) low[r] = high[r] = _mm512_setzero_si512();
+        __m512i first[8], second[8];
+        for (int r = 0; r < R; r++) first[r] = second[r] = _mm512_setzero_si512();
+#pragma GCC unroll 8
         for (int c = 0; c < PLM_BLOCK; c += 4, panel += FOUR_COLUMNS) {
             __m512i v = load64(panel), w = load64(panel + HALF);
             for (int r = 0; r < R; r++) {
                 __m512i q = four_in_every(x + r * x_stride + c);
-                low[r] = add_words(low[r], v, q), high[r] = add_words(high[r], w, q);
+                first[r] = add_words(first[r], v, q), second[r] = add_words(second[r], w, q);
             }
         }
         __m512 of_block = _mm512_loadu_ps(scales);
         for (int r = 0; r < R; r++) {
-            __m512 before = _mm512_loadu_ps(y + r * stride);
-            __m512 after = add_scaled16(before, sums_of_two(low[r], high[r]), of_block, x_scale[r * x_blocks + b]);
-            _mm512_storeu_ps(y + r * stride, after);
+            __m512i sums = _mm512_add_epi32(first[r], neighbours(second[r]));
+            out[r] = add_scaled16(out[r], sums, of_block, x_scale[r * x_blocks + b]);
         }
     }
+    for (int r = 0; r < R; r++) _mm512_storeu_ps(y + r * stride, out[r]);
 }
 
 void avx512_panel(const int16_t *panel, const float *scales, int32_t blocks, const int16_t *x, int32_t x_stride,
@@ -93,8 +106,11 @@ void avx512_panel(const int16_t *panel, const float *scales, int32_t blocks, con
 
 /* 64 bytes of a tile, four columns of all rows, signed. */
 static inline void widen_columns(__m512i v, int16_t *panel) {
-    _mm512_storeu_si512(panel, _mm512_cvtepi8_epi16(lower(v)));
-    _mm512_storeu_si512(panel + HALF, _mm512_cvtepi8_epi16(upper(v)));
+    const __m512i even_lanes_first = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    v = _mm512_permutexvar_epi32(even_lanes_first, v);
+    __m512i even = _mm512_cvtepi8_epi16(lower(v)), odd = _mm512_cvtepi8_epi16(upper(v));
+    _mm512_storeu_si512(panel, _mm512_mask_mov_epi32(even, ODD, odd));
+    _mm512_storeu_si512(panel + HALF, _mm512_mask_mov_epi32(odd, ODD, even));
 }
 
 static void unpack_q8_0(const uint8_t *w, int16_t *panel, float *scales) {

@@ -19,6 +19,7 @@ static inline __m256i own_eight_bytes(double v) {
     return _mm256_cvtepu8_epi32(_mm_castpd_si128(_mm_set_sd(v)));
 }
 static inline __m256i own_srai_24_256(__m256i v) { return _mm256_srai_epi32(v, 24); }
+static inline __m256i own_neighbours_256(__m256i v) { return _mm256_shuffle_epi32(v, 0xb1); }
 
 /* name(v): two halves in, two out. */
 #define BY_HALVES(name, from, of, to, half_of, operation)     \
@@ -37,6 +38,7 @@ BY_HALVES(own_cvttps_epi32, __m512, __m256, __m512i, __m256i, _mm256_cvttps_epi3
 BY_HALVES(own_cvtepi32_ps, __m512i, __m256i, __m512, __m256, _mm256_cvtepi32_ps)
 BY_HALVES(own_cvtepu16_epi32, __m256i, __m128i, __m512i, __m256i, _mm256_cvtepu16_epi32)
 BY_HALVES(own_cvtepu8_epi32, __m128i, double, __m512i, __m256i, own_eight_bytes)
+BY_HALVES(own_neighbours, __m512i, __m256i, __m512i, __m256i, own_neighbours_256)
 BY_HALVES(own_srai_24, __m512i, __m256i, __m512i, __m256i, own_srai_24_256)
 #undef BY_HALVES
 
@@ -96,6 +98,8 @@ static inline __m256 own_extractf32x8_ps(__m512 v, int upper) {
 #define _mm512_cvtepu8_epi32 own_cvtepu8_epi32
 #undef _mm512_srai_epi32
 #define _mm512_srai_epi32(v, count) own_srai_24(v) /* by 24 wherever it is used */
+#undef _mm512_shuffle_epi32
+#define _mm512_shuffle_epi32(v, order) own_neighbours(v) /* CDAB wherever it is used */
 #define _mm512_cvtepi8_epi32 own_cvtepi8_epi32
 #define _mm512_cvtepi32_epi16 own_cvtepi32_epi16
 #define _mm512_maskz_loadu_ps own_maskz_loadu_ps
