@@ -38,10 +38,6 @@ class MappedWeight:
         return int(self.data.nbytes)
 
 
-# Bytes of a first cache that holds rows and scales of two groups: docs/decisions.md.
-_HOLDS_ROWS = 48 << 10
-
-
 @dataclass
 class KernelRecorder:
     """Builds one list of ops over the buffers of a session. Implements kinds.recorder.Recorder."""
@@ -173,7 +169,6 @@ class KernelRecorder:
             self._matrix(down),
             self._vectors(x),
             *(self._at(name) for name in ("units", "slices", "unit_rows")),
-            native.first_cache_bytes() >= _HOLDS_ROWS,
         )
         self._add("fire", args)
         slices, step = self._at("slices"), ctypes.pointer(self.step)

@@ -53,7 +53,8 @@ class Session(AnySession):
                 "use a shorter one (-c)"
             ) from None
         self._buffers["turns"][:] = self._attention.turns(self.spec, n_ctx)
-        self._step, self._head_step = (native.Step(threads=threads) for _ in range(2))
+        near = native.asks_near()
+        self._step, self._head_step = (native.Step(threads=threads, near=near) for _ in range(2))
         self._cancel = ctypes.c_int(0)
         self.kernel_s = 0.0  # seconds spent in kernels, all calls so far
         self._lists = self._record()

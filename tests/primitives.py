@@ -20,7 +20,7 @@ class FiredWords(Structure):
 
 _TYPES = {  # as plm_isa has them, in its order: one function, or one for each format
     "tile": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
-    "four_tiles": CFUNCTYPE(None, _P, _I, _P, _P, _P),
+    "four_tiles": CFUNCTYPE(None, _P, _I, _P, _P, _P, _I),
     "tile_of_bytes": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
     "two_of_bytes": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
     "row": CFUNCTYPE(_F, _P, _I, _P),
@@ -115,10 +115,10 @@ class Primitives:
     def has(self, function, fmt):
         return bool(getattr(self._table, function)[FORMAT_CODES[fmt]])
 
-    def four_tiles(self, fmt, data, x):
+    def four_tiles(self, fmt, data, x, near=0):
         y, data, act = floats(4 * TILE, np.nan), unaligned(data), Activations(x)
         function, at = self._table.four_tiles[FORMAT_CODES[fmt]], data.ctypes.data
-        function(at, len(x), ctypes.addressof(act.struct), y.ctypes.data, at + data.nbytes)
+        function(at, len(x), ctypes.addressof(act.struct), y.ctypes.data, at + data.nbytes, near)
         return y
 
     def tile_of_tokens(self, fmt, data, x, most=LARGEST, by="tile"):

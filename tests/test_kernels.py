@@ -119,6 +119,7 @@ class Pair:
         units = np.full((tokens, self.d_ffn), np.nan, np.float32)
         self.unit_rows = np.zeros(kernels.SLICES, np.int64)
         now = step(tokens)
+        now.contents.near = threads > 1  # the same results either way
         fire = kernels.Fire(
             isa(name),
             now,
@@ -128,7 +129,6 @@ class Pair:
             units.ctypes.data,
             partial.ctypes.data,
             self.unit_rows.ctypes.data,
-            near=threads > 1,  # the same results either way
         )
         gather = kernels.Gather(now, partial.ctypes.data, out.ctypes.data, self.d_model)
         assert run(("fire", fire), ("gather", gather), threads=threads)

@@ -64,14 +64,15 @@ INLINED void halves_q4_0(const uint8_t *block, int64_t bytes, const __m256i *top
 }
 
 /* N tiles behind each other: of several streams memory answers more at once than of one. `next`: as in plm_isa. */
-INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next, int N) {
+INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next,
+                        int near, int N) {
     const int64_t bytes = plm_tile_bytes(PLM_Q4_0, cols);
     __m256 out[8];
     for (int i = 0; i < 2 * N; i++) out[i] = _mm256_setzero_ps();
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++) {
         uint8_t top[PLM_BLOCK], bottom[PLM_BLOCK];
         __m256i tops[8];
-        ask_tiles(w, bytes, b * 288, 288, next, N);
+        ask_tiles(w, bytes, b * 288, 288, next, near, N);
         split_block(x->q + b * PLM_BLOCK, top, bottom);
         for (int g = 0; g < 8; g++) tops[g] = four_bytes(top + 4 * g);
         for (int i = 0; i < N; i += 2)
@@ -81,23 +82,31 @@ INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
     for (int i = 0; i < 2 * N; i++) _mm256_storeu_ps(y + 8 * i, out[i]);
 }
 
-static void four_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next) {
-    tiles_q4_0(w, cols, x, y, next, 4);
+static void four_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next,
+                      int32_t near) {
+    if (near)
+        tiles_q4_0(w, cols, x, y, next, 1, 4);
+    else
+        tiles_q4_0(w, cols, x, y, next, 0, 4);
 }
-static void four_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next) {
-    pairs_tiles_q8_0(w, cols, x, y, next, 4, add_in_two);
+static void four_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next,
+                      int32_t near) {
+    if (near)
+        pairs_tiles_q8_0(w, cols, x, y, next, 1, 4, add_in_two);
+    else
+        pairs_tiles_q8_0(w, cols, x, y, next, 0, 4, add_in_two);
 }
 
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
-        pairs_tiles_q8_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q8_0, cols), 1, add_in_two);
+        pairs_tiles_q8_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q8_0, cols), 1, 1, add_in_two);
     else
         avx2_several_q8_0(w, cols, x, tokens, y, stride, avx2_panel);
 }
 
 static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
-        tiles_q4_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q4_0, cols), 1);
+        tiles_q4_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q4_0, cols), 1, 1);
     else
         avx2_several_q4_0(w, cols, x, tokens, y, stride, avx2_panel);
 }

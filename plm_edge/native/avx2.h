@@ -22,13 +22,15 @@ INLINED void ask_ahead(const uint8_t *w, int bytes) {
 }
 
 /* The same for `n` bytes of each of N tiles of `bytes`, of which those at `at` are used now; past their end, for those
- * at `next`. Several come into the second cache, which can wait for more lines at once than the first. */
-INLINED void ask_tiles(const uint8_t *w, int64_t bytes, int64_t at, int n, const uint8_t *next, int N) {
+ * at `next`. `near`: as in plm_step. */
+INLINED void ask_tiles(const uint8_t *w, int64_t bytes, int64_t at, int n, const uint8_t *next, int near, int N) {
     const int64_t soon = at + (N == 1 ? AHEAD : SOON);
     const uintptr_t first = soon < bytes ? (uintptr_t)w + (uintptr_t)soon : (uintptr_t)next + (uintptr_t)(soon - bytes);
-    for (int i = 0; i < N; i++)
-        for (int k = 0; k < n; k += LINE)
-            _mm_prefetch((const void *)(first + (uintptr_t)(i * bytes + k)), N == 1 ? _MM_HINT_T0 : _MM_HINT_T1);
+    for (int i = 0; i < N; i++) {
+        uintptr_t line = first + (uintptr_t)(i * bytes);
+        __asm__("" : "+r"(line)); /* gcc 12 would keep the address of each line, and spill them */
+        for (int k = 0; k < n; k += LINE) plm_ask_line((const uint8_t *)(line + (uintptr_t)k), near);
+    }
 }
 
 /* Left to itself gcc 12 copies a sum to another register before and after every step of a loop, or spills it. */

@@ -17,12 +17,12 @@ static inline __m256i add_in_two(__m256i sum, __m256i a, __m256i b) {
 /* One register is 4 rows by 4 values as int16; two sums a row are left, which the block's end adds. N tiles behind each
  * other: of several streams memory answers more at once than of one. `next`: as in plm_isa. */
 INLINED void pairs_tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next,
-                              int N, add_pairs *add) {
+                              int near, int N, add_pairs *add) {
     const int64_t bytes = plm_tile_bytes(PLM_Q8_0, cols);
     __m256 out[8];
     for (int i = 0; i < 2 * N; i++) out[i] = _mm256_setzero_ps();
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++) {
-        ask_tiles(w, bytes, b * 544, 544, next, N);
+        ask_tiles(w, bytes, b * 544, 544, next, near, N);
         for (int i = 0; i < N; i++) {
             const uint8_t *block = w + i * bytes + b * 544;
             __m256i sum[4];

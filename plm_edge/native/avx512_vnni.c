@@ -6,12 +6,13 @@
 /* ---- tiles: 16 rows interleaved, 4 consecutive values each: a register is 4 values of all rows ---- */
 
 /* N tiles behind each other: of several streams memory answers more at once than of one. `next`: as in plm_isa. */
-INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next, int N) {
+INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next,
+                        int near, int N) {
     const int64_t bytes = plm_tile_bytes(PLM_Q4_0, cols);
     __m512 out[4];
     for (int i = 0; i < N; i++) out[i] = _mm512_setzero_ps();
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++) {
-        ask_tiles(w, bytes, b * 288, 288, next, N);
+        ask_tiles(w, bytes, b * 288, 288, next, near, N);
         __m512i q = load64(x->q + b * PLM_BLOCK), tops[4], bottoms[4];
         uint8_t top[PLM_BLOCK], bottom[PLM_BLOCK];
         _mm256_storeu_si256((void *)bottom, _mm512_cvtepi16_epi8(q));
@@ -34,12 +35,13 @@ INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
 }
 
 /* Widened to 16 bits, a register is 8 rows by 4 values; two sums a row are left, which the block's end adds. */
-INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next, int N) {
+INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next,
+                        int near, int N) {
     const int64_t bytes = plm_tile_bytes(PLM_Q8_0, cols);
     __m512 out[4];
     for (int i = 0; i < N; i++) out[i] = _mm512_setzero_ps();
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++) {
-        ask_tiles(w, bytes, b * 544, 544, next, N);
+        ask_tiles(w, bytes, b * 544, 544, next, near, N);
         __m512i first[4], second[4];
         for (int i = 0; i < N; i++) first[i] = second[i] = _mm512_setzero_si512();
         const uint8_t *block = w + b * 544;
@@ -57,23 +59,31 @@ INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
     for (int i = 0; i < N; i++) _mm512_storeu_ps(y + PLM_TILE * i, out[i]);
 }
 
-static void four_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next) {
-    tiles_q4_0(w, cols, x, y, next, 4);
+static void four_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next,
+                      int32_t near) {
+    if (near)
+        tiles_q4_0(w, cols, x, y, next, 1, 4);
+    else
+        tiles_q4_0(w, cols, x, y, next, 0, 4);
 }
-static void four_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next) {
-    tiles_q8_0(w, cols, x, y, next, 4);
+static void four_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next,
+                      int32_t near) {
+    if (near)
+        tiles_q8_0(w, cols, x, y, next, 1, 4);
+    else
+        tiles_q8_0(w, cols, x, y, next, 0, 4);
 }
 
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
-        tiles_q8_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q8_0, cols), 1);
+        tiles_q8_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q8_0, cols), 1, 1);
     else
         avx512_several_q8_0(w, cols, x, tokens, y, stride);
 }
 
 static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
-        tiles_q4_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q4_0, cols), 1);
+        tiles_q4_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q4_0, cols), 1, 1);
     else
         avx512_several_q4_0(w, cols, x, tokens, y, stride);
 }

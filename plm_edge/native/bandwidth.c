@@ -1,6 +1,6 @@
 /* A plain read, to know what memory can give: the bound of every kernel that meets each weight once. Of several streams
  * memory answers more at once than of one, and one word brings its whole line. */
-#include "plm.h"
+#include "kernels.h"
 
 #include <string.h>
 
@@ -13,7 +13,7 @@ static uint64_t first_word(const uint8_t *line) {
     return word;
 }
 
-uint64_t plm_read(const uint8_t *data, size_t bytes) {
+static inline __attribute__((always_inline)) uint64_t read_all(const uint8_t *data, size_t bytes, int near) {
     const size_t part = bytes / STREAMS / PLM_LINE * PLM_LINE;
     uint64_t sum = 0;
     for (size_t at = 0; at < part; at += PLM_LINE)
@@ -21,9 +21,13 @@ uint64_t plm_read(const uint8_t *data, size_t bytes) {
             const uint8_t *line = data + s * part + at;
             /* The CPU's own prefetcher stops at every page. Past the end this does nothing, but the address must not be
              * made as a pointer. */
-            __builtin_prefetch((const void *)((uintptr_t)line + AHEAD));
+            plm_ask_line((const uint8_t *)((uintptr_t)line + AHEAD), near);
             sum += first_word(line);
         }
     for (size_t at = STREAMS * part; at + PLM_LINE <= bytes; at += PLM_LINE) sum += first_word(data + at);
     return sum;
+}
+
+uint64_t plm_read(const uint8_t *data, size_t bytes) {
+    return plm_asks_near() ? read_all(data, bytes, 1) : read_all(data, bytes, 0);
 }

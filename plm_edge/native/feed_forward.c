@@ -58,7 +58,7 @@ static void fire_up(const plm_fire *a, int32_t first, int32_t last) {
     float h[PLM_FEW * PLM_BLOCK];
     if (tokens == 1) {
         float *h1 = a->h + first;
-        plm_tiles_of_one(a->isa, &a->up, first, last, &a->x, h1, a->up.rows); /* it goes on with `down` */
+        plm_tiles_of_one(a->isa, &a->up, first, last, &a->x, h1, a->up.rows, a->step->near); /* then it reads `down` */
         for (int32_t i = 0; i < last - first; i++) h1[i] = plm_squared_relu(h1[i]);
         return;
     }
@@ -84,7 +84,7 @@ static void find_group(const plm_fire *a, int32_t g, plm_ahead *found) {
         found->rows += fired[i];
     }
     if (plm_is_super(down->format)) plm_scales_of_part(down->format, down->rows, g % PLM_PARTS, &scales, &end);
-    found->scales = scales, found->near = a->near;
+    found->scales = scales, found->near = a->step->near;
     found->row_share = (int32_t)(bytes * PLM_SHARE / down->rows);
     found->scales_share = (int32_t)((end - scales) * PLM_SHARE / down->rows);
 }

@@ -38,12 +38,12 @@ const plm_isa *plm_isa_for(const plm_isa *isa, int format) {
 
 const char *plm_isa_name(const plm_isa *isa) { return isa->name; }
 
-size_t plm_first_cache_bytes(void) {
+int plm_asks_near(void) {
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
-    long bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);
-    if (bytes > 0) return (size_t)bytes;
-#endif
+    return sysconf(_SC_LEVEL1_DCACHE_SIZE) >= 48 << 10;
+#else
     return 0;
+#endif
 }
 
 #if defined(__x86_64__)

@@ -125,7 +125,7 @@ static plm_tile *tile_of(const plm_isa *isa, int format, const plm_vectors *x) {
 }
 
 void plm_tiles_of_one(const plm_isa *isa, const plm_matrix *w, int32_t first, int32_t last, const plm_vectors *x,
-                      float *y, int32_t next) {
+                      float *y, int32_t next, int32_t near) {
     const int64_t bytes = plm_tile_bytes(w->format, w->cols);
     const int32_t four = 4 * PLM_TILE;
     plm_tile *tile = tile_of(isa, w->format, x);
@@ -133,7 +133,8 @@ void plm_tiles_of_one(const plm_isa *isa, const plm_matrix *w, int32_t first, in
     /* From x->q, for activations of bytes too: they give the same bits, and memory is what a step waits for. */
     for (; isa->four_tiles[w->format] && r + four <= last; r += four, y += four) {
         int32_t then = r + 2 * four <= last ? r + four : next < w->rows ? next : r; /* nothing past the matrix */
-        isa->four_tiles[w->format](w->data + r / PLM_TILE * bytes, w->cols, x, y, w->data + then / PLM_TILE * bytes);
+        const uint8_t *behind = w->data + then / PLM_TILE * bytes;
+        isa->four_tiles[w->format](w->data + r / PLM_TILE * bytes, w->cols, x, y, behind, near);
     }
     for (; r < last; r += PLM_TILE, y += PLM_TILE) {
         float out[PLM_TILE];
@@ -157,7 +158,8 @@ static void product_of_tiles(const plm_product *a, int32_t first, int32_t last) 
     _Alignas(PLM_LINE) float out[TOKENS_PER_TILE * ROWS_PER_ITEM];
     if (a->step->n_tokens == 1) {
         /* The threads take items in turn. */
-        plm_tiles_of_one(a->isa, w, first, last, &a->x, out, first + a->step->threads * ROWS_PER_ITEM);
+        plm_tiles_of_one(a->isa, w, first, last, &a->x, out, first + a->step->threads * ROWS_PER_ITEM,
+                         a->step->near);
         store(a->y + first, out, last - first, a->add);
         return;
     }

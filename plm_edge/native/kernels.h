@@ -69,9 +69,9 @@ typedef void plm_tile(const uint8_t *tile, int32_t cols, const plm_vectors *x, i
                       int32_t stride);
 
 /* y (last - first) = rows first .. last of w, in tiles, times one token. `next`: the row with which this thread will
- * probably go on; past the end of w it says nothing. */
+ * probably go on; past the end of w it says nothing. `near`: as in plm_step. */
 void plm_tiles_of_one(const plm_isa *isa, const plm_matrix *w, int32_t first, int32_t last, const plm_vectors *x,
-                      float *y, int32_t next);
+                      float *y, int32_t next, int32_t near);
 
 /* y (tokens, stride) = rows first .. last of w, in tiles, times several tokens. Writes whole tiles. */
 void plm_tiles_of_several(const plm_isa *isa, const plm_matrix *w, int32_t first, int32_t last, const plm_vectors *x,

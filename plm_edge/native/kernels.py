@@ -53,7 +53,7 @@ class Vectors(Structure):
 class Step(Structure):
     """plm_step."""
 
-    _fields_ = tuple((name, c_int32) for name in ("n_past", "n_tokens", "first", "threads"))
+    _fields_ = tuple((name, c_int32) for name in ("n_past", "n_tokens", "first", "threads", "near"))
 
 
 _ISA_STEP = (("isa", c_void_p), ("step", POINTER(Step)))
@@ -169,7 +169,6 @@ class Fire(Structure):
         ("h", c_void_p),
         ("partial", c_void_p),
         ("unit_rows", c_void_p),
-        ("near", c_int32),
     )
 
 
@@ -314,11 +313,9 @@ def isa_table() -> dict[str, int]:
     return {key: isa for key, isa in table.items() if runs(isa)}
 
 
-def first_cache_bytes() -> int:
-    """Bytes of a core's first cache for data; 0 where the system does not tell."""
-    function = lib().plm_first_cache_bytes
-    function.restype = ctypes.c_size_t
-    return int(function())
+def asks_near() -> bool:
+    """Whether a core's first cache holds what is asked for ahead (plm_step.near)."""
+    return bool(lib().plm_asks_near())
 
 
 def find_isa(name: str | None = None) -> tuple[str, int]:

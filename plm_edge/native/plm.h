@@ -65,6 +65,7 @@ typedef struct {
     int32_t n_tokens; /* tokens of this call */
     int32_t first;    /* row of x that the final norm reads first */
     int32_t threads;  /* that share the work: by it each guesses what it will read next */
+    int32_t near;     /* whether a token's weights are asked for into a core's first cache, or the second */
 } plm_step;
 
 /* What the next call of `units` will read. While one computes it asks memory for that, a share with each PLM_SHARE
@@ -95,10 +96,10 @@ typedef struct {
     void (*tile[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                               int32_t stride);
     /* y (64) = the rows of four tiles that lie behind each other times one token, the bits of `tile`. Meanwhile memory
-     * is asked for what they are about to read and, at their end, for as many tiles at `next`. NULL where that is no
-     * faster than one after the other. */
+     * is asked for what they are about to read and, at their end, for as many tiles at `next`; `near` as in plm_step.
+     * NULL where that is no faster than one after the other. */
     void (*four_tiles[PLM_FORMATS])(const uint8_t *tiles, int32_t cols, const plm_vectors *x, float *y,
-                                    const uint8_t *next);
+                                    const uint8_t *next, int32_t near);
     /* `tile` from x->bytes; NULL where `tile` is all there is. */
     void (*tile_of_bytes[PLM_FORMATS])(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens,
                                        float *y, int32_t stride);
@@ -294,8 +295,7 @@ typedef struct {
 
 /* The fused squared-ReLU pair for T <= PLM_FEW tokens: h (T, down.cols) = max(up x, 0)^2 and partial (T, 16,
  * down.rows) = slices of down h. A unit that fired for no token is a row that is not read; unit_rows (16) counts up
- * those that are, slice by slice. up TILE16X4, down GROUP32. near: whether rows and scales are asked for into the first
- * cache, for one that holds those of two groups. */
+ * those that are, slice by slice. up TILE16X4, down GROUP32. */
 typedef struct {
     const plm_isa *isa;
     const plm_step *step;
@@ -303,7 +303,6 @@ typedef struct {
     plm_vectors x;
     float *h, *partial;
     int64_t *unit_rows;
-    int32_t near;
 } plm_fire;
 
 /* y (T, width) += the 16 slices of partial (T, 16, width), in their order. */
@@ -414,8 +413,8 @@ PLM_API int plm_isa_runs(const plm_isa *isa);
 /* The set whose kernels do a token's products of that format: isa, or the earlier one that it takes them from. */
 PLM_API const plm_isa *plm_isa_for(const plm_isa *isa, int format);
 
-/* Bytes of a core's first cache for data; 0 where the system does not tell. */
-PLM_API size_t plm_first_cache_bytes(void);
+/* Whether a core's first cache holds what is asked for ahead: docs/decisions.md. 0 where the system does not tell. */
+PLM_API int plm_asks_near(void);
 
 /* ---- the bandwidth of memory (bandwidth.c) ---- */
 
