@@ -10,12 +10,12 @@ import resource
 import struct
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from allocations import most_allocated
 from super_files import SPEC, write_stock
 
 from plm_edge.errors import FileFormatError, NumericalError, PlmEdgeError
@@ -136,17 +136,25 @@ def damaged(folder: Path, good: bytes, damage: Damage) -> Path:
 
 def refusal(run: Callable[[], object]) -> tuple[PlmEdgeError, int]:
     """The error, and the most bytes that were allocated on the way to it."""
-    tracemalloc.start()
-    try:
+    errors = []
+
+    def refused() -> None:
         with pytest.raises(PlmEdgeError) as error:
             run()
-        return error.value, tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+        errors.append(error.value)
+
+    allocated = most_allocated(refused)
+    return errors[0], allocated
 
 
 def test_there_are_thirty_of_them() -> None:
     assert len(DAMAGES) >= 30
+
+
+def test_what_python_allocates_once_is_not_counted() -> None:
+    kept: list[bytes] = []
+    assert most_allocated(lambda: kept or kept.append(bytes(MOST))) < MOST
+    assert most_allocated(lambda: bytes(MOST)) > MOST
 
 
 def test_the_file_itself_is_good(good: bytes, tmp_path: Path) -> None:
