@@ -203,7 +203,7 @@ def _group(form: Format, packed: Bytes) -> Bytes:
         units = np.ascontiguousarray(quants.transpose(1, 2, 0))  # (groups, 32 units, outputs)
         if form.name == "Q4_0":
             halves = units.reshape(*units.shape[:2], -1, 2, 16)  # 16 outputs low, 16 high
-            units = halves[..., 0, :] | halves[..., 1, :] << 4
+            units = halves[..., 0, :] | halves[..., 1, :] << np.uint8(4)
         out[groups, 2 * outputs :] = units.reshape(len(units), -1)
     return out.reshape(-1)
 
@@ -228,6 +228,6 @@ def _ungroup(form: Format, data: Bytes, outputs: int, units: int) -> Bytes:
             quants = np.concatenate([halves & 15, halves >> 4], axis=3).reshape(-1, GROUP, outputs)
         rows = np.ascontiguousarray(quants.transpose(2, 0, 1))  # (outputs, groups, 32 units)
         if form.name == "Q4_0":
-            rows = rows[..., :16] | rows[..., 16:] << 4
+            rows = rows[..., :16] | rows[..., 16:] << np.uint8(4)
         blocks[:, groups, 2:] = rows
     return blocks.reshape(outputs, -1)

@@ -86,8 +86,9 @@ class Q4K:
             fit_line(target[:, at : at + self.part], weights[at : at + self.part])
             for at in range(0, target.shape[1], self.part)
         ]
-        scale, least = (np.max(each, axis=0) / np.float32(63) for each in zip(*found, strict=True))
-        return Shared(to_f16(scale), to_f16(least))
+        largest: Float32 = np.max(found, axis=0)  # (2, rows)
+        scale, least = to_f16(largest / np.float32(63))
+        return Shared(scale, least)
 
     def scales(self, target: Float32, weights: Float32, shared: Shared) -> Scales:
         """The integers nearest to the best line, and those beside them."""
@@ -167,7 +168,7 @@ def fit_line(target: Float32, weights: Float32) -> tuple[Float32, Float32]:
     Several ranges are rounded, and through each the best line is laid (least squares).
     """
     low = np.minimum(target.min(axis=1), np.float32(0.0))
-    span = np.maximum(target.max(axis=1) - low, np.float32(1e-30))
+    span: Float32 = np.maximum(target.max(axis=1) - low, np.float32(1e-30))
     best = np.full(len(target), np.inf, np.float32)
     scale, least = span / np.float32(15), -low
     total = weights.sum()
