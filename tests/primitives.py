@@ -50,6 +50,7 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "softmax": CFUNCTYPE(None, _P, _I, _P, _P, _P),
     "blend": CFUNCTYPE(None, _P, _P, _I, _I, _I, _P, _I, _P, _I),
     "blend_words": CFUNCTYPE(None, _P, _P, _P, _I, _I, _I, _P, _I, _P, _I, _P),
+    "blend_rows": CFUNCTYPE(None, _P, _P, _P, _I, _P, _I, _P, _I),
     "lay_bytes": CFUNCTYPE(None, _P, _L, _I, _I, _P, _P),
     "score_bytes": CFUNCTYPE(None, _P, _P, _P, _P, _I, _P, _I, _I, _P),
     "blend_bytes": CFUNCTYPE(None, _P, _P, _P, _I, _I, _I, _P, _I, _P, _I, _P, _I),

@@ -230,6 +230,16 @@ def test_attention(name, case, ops):
     case.cache = as_stored(case.rows, case.rank, case.stored)
 
 
+@pytest.mark.parametrize(("n_past", "tokens"), [(0, 70), (45, 33), (1, 1)])
+@pytest.mark.parametrize("stored", ["f16", "q8_0"])
+def test_keys_and_values_in_integers_give_each_set_the_same_bits(name, stored, n_past, tokens):
+    case = Case("Q4_0", n_past, tokens, rope=40, v_head=70, stored=stored)
+    want = case.run("scalar", EXPANDED)
+    np.testing.assert_array_equal(case.run(name, EXPANDED), want)
+    case.cache[0] = 1
+    assert (case.run(name, EXPANDED) != want).any()
+
+
 @pytest.mark.parametrize("ops", [LATENT, EXPANDED], ids=["latent", "expanded"])
 @pytest.mark.parametrize("fmt", ["F16", "Q8_0", "Q4_0"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

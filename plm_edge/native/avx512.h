@@ -186,6 +186,8 @@ void avx512_blend(const float *weights, const float *x, int32_t stride, int32_t 
                   int32_t lanes, float *y, int32_t y_stride);
 void avx512_blend_words(const float *weights, const int16_t *x, const float *scales, int32_t stride, int32_t rows,
                         int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride, const uint8_t *next);
+void avx512_blend_rows(const float *weights, const int16_t *x, const float *scales, int32_t n, const float *shrink,
+                       int32_t lanes, float *y, int32_t y_stride);
 void avx512_lay_bytes(const int8_t *x, int64_t stride, int32_t rows, int32_t n, uint8_t *row, int8_t *four);
 void avx512_score_bytes(const int8_t *panel, const int32_t *start, const float *scales, const uint8_t *row, int32_t n,
                         const float *x_scale, int32_t x_stride, int32_t rows, float *y);

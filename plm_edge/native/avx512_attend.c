@@ -190,3 +190,41 @@ void avx512_blend_words(const float *weights, const int16_t *x, const float *sca
 #undef LANES
     }
 }
+
+/* ---- a prompt: a token in each of 16 lanes ---- */
+
+void avx512_blend_rows(const float *weights, const int16_t *x, const float *scales, int32_t n, const float *shrink,
+                       int32_t lanes, float *y, int32_t y_stride) {
+    const int32_t blocks = n / PLM_BLOCK;
+    for (int32_t b = 0; b < blocks; b++) {
+        __m512 v[PLM_BLOCK];
+        __m512i largest = _mm512_setzero_si512(); /* as integers: a NaN is larger than all numbers */
+        for (int r = 0; r < PLM_BLOCK; r++) {
+            __m512 weight = _mm512_loadu_ps(weights + PLM_TILE * r);
+            __mmask16 some = _mm512_cmp_ps_mask(weight, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+            v[r] = _mm512_maskz_mul_ps(some, weight, _mm512_set1_ps(scales[r * blocks + b]));
+            largest = _mm512_max_epu32(largest, _mm512_castps_si512(v[r]));
+        }
+        const __m512 most = _mm512_castsi512_ps(largest), most_q = _mm512_set1_ps(PLM_PANEL);
+        const __mmask16 numbers = _mm512_cmp_ps_mask(most, _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
+        const __mmask16 good = numbers & _mm512_cmp_ps_mask(most, _mm512_set1_ps(1e-30f), _CMP_GT_OQ);
+        const __m512 scale = _mm512_mask_div_ps(_mm512_set1_ps(NAN), numbers, most, most_q);
+        const packing16 packing = {_mm512_div_ps(most_q, most), scale, good};
+        float factors[PLM_TILE];
+        _mm512_storeu_ps(factors, scale);
+        int32_t pairs[PLM_BLOCK / 2][PLM_TILE];
+        for (int p = 0; p < PLM_BLOCK / 2; p++) {
+            __m512i even = packed16(packing, v[2 * p]), odd = packed16(packing, v[2 * p + 1]);
+            _mm512_storeu_si512(pairs[p], _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+        }
+        const int16_t *columns = x + b * PLM_BLOCK;
+        float *to = y + b * PLM_BLOCK;
+        int32_t l = 0;
+        for (; l + 8 <= lanes; l += 8)
+            blend_block(columns, n, PLM_BLOCK / 2, pairs[0] + l, factors + l, shrink + l, to + (int64_t)l * y_stride,
+                        y_stride, 0, 0, 8);
+        for (; l < lanes; l++)
+            blend_block(columns, n, PLM_BLOCK / 2, pairs[0] + l, factors + l, shrink + l, to + (int64_t)l * y_stride,
+                        y_stride, 0, 0, 1);
+    }
+}

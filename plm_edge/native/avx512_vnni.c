@@ -305,6 +305,7 @@ const plm_isa plm_avx512_vnni = {
     .softmax = avx512_softmax,
     .blend = avx512_blend,
     .blend_words = avx512_blend_words,
+    .blend_rows = avx512_blend_rows,
     .lay_bytes = avx512_lay_bytes,
     .score_bytes = avx512_score_bytes,
     .blend_bytes = avx512_blend_bytes,

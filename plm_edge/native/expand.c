@@ -14,16 +14,17 @@ typedef struct {
     int16_t *panels;         /* of w, 16 rows each */
     float *scales;
     float *kv;               /* (32, 16 * panels): keys and values of a block of rows */
-    int16_t *q;              /* the queries (T, key width), scales (T, key width / 32) */
-    float *q_scale;
-    int16_t *key, *keys;     /* (32, key width), two panels with the rows in the lanes */
-    float *key_scale, *keys_scale;
-    int16_t *value, *values; /* (32, value width), panels with the values in the lanes and the rows as columns */
+    int16_t *part, *q;       /* (16, key width): 16 queries, and those of all tokens as panels of 16 */
+    float *part_scale, *q_scale;
+    int16_t *key;            /* (32, key width) */
+    float *key_scale;        /* (32, key width / 32) */
+    int16_t *value, *values; /* (32, value width), and panels with the values in the lanes and the rows as columns */
     float *value_scale;      /* (32, value width / 32) */
-    float *scores, *scaled;  /* (T, 32), and the same times the scales of one block of the values */
+    float *weights;          /* (32, 16): scores of 16 tokens, then their weights */
+    float *turned, *scaled;  /* two halves (16, 16), a token in each row; (16, 32): times the scales of a block */
     int16_t *weight;         /* that as integers, scale by token */
     float *weight_scale;
-    float *most, *sum, *out; /* (T), (T), (T, value width) */
+    float *most, *sum, *out; /* (T up to a multiple of 16) twice, (T, value width) */
 } expand_room;
 
 static int32_t value_width(const plm_attention *a) { return plm_whole_blocks(a->v_head); }
@@ -33,6 +34,7 @@ static size_t take_expand(expand_room *w, uint8_t *base, const plm_attention *a)
     plm_room r = {base, 0};
     size_t both = (size_t)(a->nope + a->v_head), rank = (size_t)plm_latent_width(a), keys = (size_t)key_width(a);
     size_t chunk = (size_t)a->chunk, panels = plm_panels_of(a->nope + a->v_head), values = (size_t)value_width(a);
+    size_t tokens = plm_panels_of(a->chunk) * PLM_TILE;
     w->rows = plm_take_rows(&r, a);
     w->w = plm_take(&r, both * rank, sizeof *w->w);
     w->w_scale = plm_take(&r, both * rank / PLM_BLOCK, sizeof *w->w_scale);
@@ -40,21 +42,22 @@ static size_t take_expand(expand_room *w, uint8_t *base, const plm_attention *a)
     w->panels = plm_take(&r, panels * PLM_TILE * rank, sizeof *w->panels);
     w->scales = plm_take(&r, panels * PLM_TILE * rank / PLM_BLOCK, sizeof *w->scales);
     w->kv = plm_take(&r, PLM_CONTEXT_BLOCK * panels * PLM_TILE, sizeof *w->kv);
-    w->q = plm_take(&r, chunk * keys, sizeof *w->q);
-    w->q_scale = plm_take(&r, chunk * keys / PLM_BLOCK, sizeof *w->q_scale);
+    w->part = plm_take(&r, PLM_TILE * keys, sizeof *w->part);
+    w->q = plm_take(&r, tokens * keys, sizeof *w->q);
+    w->part_scale = plm_take(&r, PLM_TILE * keys / PLM_BLOCK, sizeof *w->part_scale);
+    w->q_scale = plm_take(&r, tokens * keys / PLM_BLOCK, sizeof *w->q_scale);
     w->key = plm_take(&r, PLM_CONTEXT_BLOCK * keys, sizeof *w->key);
-    w->keys = plm_take(&r, PLM_CONTEXT_BLOCK * keys, sizeof *w->keys);
     w->key_scale = plm_take(&r, PLM_CONTEXT_BLOCK * keys / PLM_BLOCK, sizeof *w->key_scale);
-    w->keys_scale = plm_take(&r, PLM_CONTEXT_BLOCK * keys / PLM_BLOCK, sizeof *w->keys_scale);
     w->value = plm_take(&r, PLM_CONTEXT_BLOCK * values, sizeof *w->value);
     w->values = plm_take(&r, PLM_CONTEXT_BLOCK * values, sizeof *w->values);
     w->value_scale = plm_take(&r, PLM_CONTEXT_BLOCK * values / PLM_BLOCK, sizeof *w->value_scale);
-    w->scores = plm_take(&r, chunk * PLM_CONTEXT_BLOCK, sizeof *w->scores);
-    w->scaled = plm_take(&r, chunk * PLM_CONTEXT_BLOCK, sizeof *w->scaled);
-    w->weight = plm_take(&r, chunk * PLM_CONTEXT_BLOCK, sizeof *w->weight);
-    w->weight_scale = plm_take(&r, chunk, sizeof *w->weight_scale);
-    w->most = plm_take(&r, chunk, sizeof *w->most);
-    w->sum = plm_take(&r, chunk, sizeof *w->sum);
+    w->weights = plm_take(&r, PLM_CONTEXT_BLOCK * PLM_TILE, sizeof *w->weights);
+    w->turned = plm_take(&r, PLM_CONTEXT_BLOCK * PLM_TILE, sizeof *w->turned);
+    w->scaled = plm_take(&r, PLM_CONTEXT_BLOCK * PLM_TILE, sizeof *w->scaled);
+    w->weight = plm_take(&r, PLM_CONTEXT_BLOCK * PLM_TILE, sizeof *w->weight);
+    w->weight_scale = plm_take(&r, PLM_TILE, sizeof *w->weight_scale);
+    w->most = plm_take(&r, tokens, sizeof *w->most);
+    w->sum = plm_take(&r, tokens, sizeof *w->sum);
     w->out = plm_take(&r, chunk * values, sizeof *w->out);
     return r.used;
 }
@@ -133,7 +136,7 @@ static void super_row_to_integers(const plm_attention *a, const uint8_t *row, fl
     a->isa->pack(wide, a->rank, PLM_PANEL, q, scale, NULL);
 }
 
-/* The head's weights as panels, and the queries of all tokens as integers. */
+/* The head's weights as panels, and the queries of all tokens as panels. */
 static void begin_expand(const plm_attention *a, int32_t h, const expand_room *w) {
     int32_t both = a->nope + a->v_head, rank = a->rank, T = a->step->n_tokens, keys = key_width(a);
     int32_t nope = plm_whole_blocks(a->nope);
@@ -149,17 +152,20 @@ static void begin_expand(const plm_attention *a, int32_t h, const expand_room *w
     plm_weave_rows(a->isa, w->w, w->w_scale, both, rank, w->panels, w->scales);
     for (int32_t t = 0; t < T; t++) {
         const float *q = a->q + ((int64_t)t * a->heads + h) * (a->nope + a->rope);
-        int16_t *to = w->q + (int64_t)t * keys;
-        float *scale = w->q_scale + (int64_t)t * (keys / PLM_BLOCK);
+        int32_t l = t % PLM_TILE, first = t - l;
+        int16_t *to = w->part + l * keys;
+        float *scale = w->part_scale + l * (keys / PLM_BLOCK);
         plm_pack_part(a->isa, q, a->nope, to, scale);
         plm_pack_part(a->isa, q + a->nope, a->rope, to + nope, scale + nope / PLM_BLOCK);
         for (int32_t b = 0; b < keys / PLM_BLOCK; b++) scale[b] *= a->scale;
-        w->most[t] = -INFINITY, w->sum[t] = 0.0f;
+        if (l == PLM_TILE - 1 || t == T - 1)
+            plm_weave_rows(a->isa, w->part, w->part_scale, l + 1, keys, w->q + (int64_t)first * keys,
+                           w->q_scale + first * (keys / PLM_BLOCK));
     }
+    for (size_t t = 0; t < plm_panels_of(T) * PLM_TILE; t++) w->most[t] = -INFINITY, w->sum[t] = 0.0f;
 }
 
-/* Keys and values of a block of n rows, the keys as panels with the rows in the lanes, the values as panels with the
- * values in the lanes and the rows as columns. */
+/* Keys and values of a block of n rows; the values also as panels where the set blends those. */
 static void expand_rows(const plm_attention *a, int32_t n, const expand_room *w) {
     int32_t panels = (int32_t)plm_panels_of(a->nope + a->v_head), stride = panels * PLM_TILE,
             rank = plm_latent_width(a);
@@ -173,7 +179,7 @@ static void expand_rows(const plm_attention *a, int32_t n, const expand_room *w)
     for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++)
         plm_pack_part(a->isa, w->kv + r * stride + a->nope, a->v_head, w->value + r * values,
                       w->value_scale + r * (values / PLM_BLOCK));
-    for (int32_t i = 0; i < values; i += PLM_TILE)
+    for (int32_t i = 0; !a->isa->blend_rows && i < values; i += PLM_TILE)
         a->isa->weave(w->value + i, 1, values, PLM_TILE, PLM_CONTEXT_BLOCK, w->values + i * PLM_CONTEXT_BLOCK);
     for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++) {
         int16_t *key = w->key + r * keys;
@@ -183,42 +189,56 @@ static void expand_rows(const plm_attention *a, int32_t n, const expand_room *w)
         memcpy(scale + nope / PLM_BLOCK, w->rows.scale + (r * width + rank) / PLM_BLOCK,
                (size_t)(rope / PLM_BLOCK) * sizeof *scale);
     }
-    plm_weave_rows(a->isa, w->key, w->key_scale, PLM_CONTEXT_BLOCK, keys, w->keys, w->keys_scale);
 }
 
-/* How many rows of the block at `at` token t sees. */
-static int32_t seen_by(const plm_attention *a, int32_t t, int32_t at) {
-    int32_t seen = a->step->n_past + t + 1 - at;
-    return seen < 0 ? 0 : plm_min(PLM_CONTEXT_BLOCK, seen);
+/* The weights of the block of n rows at `at` for 16 tokens from t on, a token in each lane, and by how much the earlier
+ * sums shrink. A row that a token does not see has no weight. */
+static void weigh_rows(const plm_attention *a, int32_t at, int32_t n, int32_t t, const expand_room *w, float *shrink) {
+    int32_t keys = key_width(a), blocks = keys / PLM_BLOCK, own = a->step->n_past + t - at; /* the row of token t */
+    memset(w->weights, 0, PLM_CONTEXT_BLOCK * PLM_TILE * sizeof *w->weights);
+    a->isa->panel(w->q + (int64_t)t * keys, w->q_scale + t * blocks, blocks, w->key, keys, w->key_scale, blocks, n,
+                  w->weights, PLM_TILE);
+    for (int32_t r = own < 0 ? 0 : own + 1; r < n; r++)
+        for (int32_t l = 0; l < plm_min(PLM_TILE, r - own); l++) w->weights[r * PLM_TILE + l] = -INFINITY;
+    a->isa->softmax(w->weights, n, w->most + t, w->sum + t, shrink);
 }
 
-/* out (T, values) += the values of the block with their weights, for tokens from t0 on. The scale of a block of values
- * belongs to its row, so it goes into the weights: of the rows that a token sees and no other, since what comes later
- * must not even round it otherwise. */
-static void add_values(const plm_attention *a, int32_t at, int32_t t0, const expand_room *w) {
-    int32_t T = a->step->n_tokens, values = value_width(a), blocks = values / PLM_BLOCK;
+/* y (16) = weights times scales, and 0 where the weight is: by bits, which needs no branch. Unrolled it would not become
+ * vectors. */
+static inline void scale_weights(const float *restrict weights, const float *restrict scale, float *restrict y) {
+#pragma GCC unroll 1
+    for (int r = 0; r < PLM_TILE; r++)
+        y[r] = plm_from_bits(plm_to_bits(weights[r] * scale[r]) & -(uint32_t)(plm_to_bits(weights[r]) != 0));
+}
+
+/* `blend_rows` by panels: out (lanes, values). */
+static void blend_panels(const plm_attention *a, const expand_room *w, const float *shrink, int32_t lanes, float *out) {
+    enum { HALVES = PLM_CONTEXT_BLOCK / PLM_TILE };
+    int32_t values = value_width(a), blocks = values / PLM_BLOCK;
+    for (int32_t l = 0; l < lanes; l++) plm_scale_by(out + l * values, values, shrink[l]);
+    for (int32_t k = 0; k < HALVES; k++)
+        a->isa->lanes(w->weights + k * PLM_TILE * PLM_TILE, PLM_TILE, PLM_TILE, PLM_TILE,
+                      w->turned + k * PLM_TILE * PLM_TILE);
     for (int32_t b = 0; b < blocks; b++) {
         float scale[PLM_CONTEXT_BLOCK];
         for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++) scale[r] = w->value_scale[r * blocks + b];
-        for (int32_t t = t0; t < T; t++) {
-            const float *scores = w->scores + t * PLM_CONTEXT_BLOCK;
-            float *scaled = w->scaled + t * PLM_CONTEXT_BLOCK;
-            for (int32_t r = 0; r < PLM_CONTEXT_BLOCK; r++) scaled[r] = scores[r] * scale[r];
-            for (int32_t r = seen_by(a, t, at); r < PLM_CONTEXT_BLOCK; r++) scaled[r] = 0.0f;
-        }
-        a->isa->pack(w->scaled + t0 * PLM_CONTEXT_BLOCK, (T - t0) * PLM_CONTEXT_BLOCK, PLM_PANEL, w->weight,
-                     w->weight_scale, NULL);
+        for (int32_t l = 0; l < lanes; l++)
+            for (int32_t k = 0; k < HALVES; k++)
+                scale_weights(w->turned + (k * PLM_TILE + l) * PLM_TILE, scale + k * PLM_TILE,
+                              w->scaled + (l * HALVES + k) * PLM_TILE);
+        a->isa->pack(w->scaled, lanes * PLM_CONTEXT_BLOCK, PLM_PANEL, w->weight, w->weight_scale, NULL);
         for (int32_t i = b * PLM_BLOCK; i < (b + 1) * PLM_BLOCK; i += PLM_TILE)
             a->isa->panel(w->values + i * PLM_CONTEXT_BLOCK, plm_ones, 1, w->weight, PLM_CONTEXT_BLOCK, w->weight_scale,
-                          1, T - t0, w->out + (int64_t)t0 * values + i, values);
+                          1, lanes, out + i, values);
     }
 }
 
+/* A token in each lane of 16: their scores leave the panel as `softmax` reads them, and all that 16 tokens and a block
+ * of rows need stays in the first cache. */
 static void expand_in_integers(const plm_attention *a, int32_t h, uint8_t *scratch) {
     expand_room w;
     take_expand(&w, scratch, a);
-    int32_t T = a->step->n_tokens, n = a->step->n_past + T, keys = key_width(a), blocks = keys / PLM_BLOCK;
-    int32_t values = value_width(a);
+    int32_t T = a->step->n_tokens, n = a->step->n_past + T, values = value_width(a);
     begin_expand(a, h, &w);
     memset(w.out, 0, (size_t)(T * values) * sizeof *w.out);
     for (int32_t at = 0; at < n; at += PLM_CONTEXT_BLOCK) {
@@ -226,16 +246,15 @@ static void expand_in_integers(const plm_attention *a, int32_t h, uint8_t *scrat
         int32_t t0 = at > a->step->n_past ? at - a->step->n_past : 0; /* the first token that sees the block */
         plm_integer_rows(a, at, rows, &w.rows);
         expand_rows(a, rows, &w);
-        memset(w.scores, 0, (size_t)(T * PLM_CONTEXT_BLOCK) * sizeof *w.scores);
-        for (int32_t g = 0; g < PLM_CONTEXT_BLOCK / PLM_TILE; g++)
-            a->isa->panel(w.keys + g * PLM_TILE * keys, w.keys_scale + g * PLM_TILE * blocks, blocks,
-                          w.q + (int64_t)t0 * keys, keys, w.q_scale + t0 * blocks, blocks, T - t0,
-                          w.scores + t0 * PLM_CONTEXT_BLOCK + g * PLM_TILE, PLM_CONTEXT_BLOCK);
-        for (int32_t t = t0; t < T; t++)
-            plm_scale_by(w.out + (int64_t)t * values, a->v_head,
-                         plm_online_softmax(a->isa, w.scores + t * PLM_CONTEXT_BLOCK, seen_by(a, t, at), &w.most[t],
-                                            &w.sum[t]));
-        add_values(a, at, t0, &w);
+        for (int32_t t = t0 / PLM_TILE * PLM_TILE; t < T; t += PLM_TILE) {
+            float shrink[PLM_TILE], *out = w.out + (int64_t)t * values;
+            int32_t lanes = plm_min(PLM_TILE, T - t);
+            weigh_rows(a, at, rows, t, &w, shrink);
+            if (a->isa->blend_rows)
+                a->isa->blend_rows(w.weights, w.value, w.value_scale, values, shrink, lanes, out, values);
+            else
+                blend_panels(a, &w, shrink, lanes, out);
+        }
     }
     for (int32_t t = 0; t < T; t++)
         for (int32_t i = 0; i < a->v_head; i++)

@@ -183,6 +183,12 @@ typedef struct {
     void (*blend_words)(const float *weights, const int16_t *x, const float *scales, int32_t stride, int32_t rows,
                         int32_t n, const float *shrink, int32_t lanes, float *y, int32_t y_stride,
                         const uint8_t *next);
+    /* A prompt's tokens in the lanes: for each lane l < lanes, y (lanes, n) = y * shrink[l] + the sum over 32 rows of
+     * weights[r][l] * scales[r * n / 32 + b] * x (32, n) in block b. Weights times scales, none negative, become
+     * integers first, those of a lane together as `pack` makes them of PLM_PANEL: a sum is exact. A row of weight 0
+     * does not count, whatever its scale. NULL where `pack` and `panel` do it. */
+    void (*blend_rows)(const float *weights, const int16_t *x, const float *scales, int32_t n, const float *shrink,
+                       int32_t lanes, float *y, int32_t y_stride);
     /* Attention in bytes, a head in each of 16 lanes; n is a multiple of 32. NULL where integers of 16 bits do it.
      * lay_bytes: what the other two read of rows of n bytes that lie `stride` apart, both in a way of the set's own:
      *   `row` (rows, n) row by row, and `four` (rows up to a multiple of four, n), each four rows side by side.

@@ -123,6 +123,49 @@ static void blends_of_words(void) {
     }
 }
 
+/* `special` is a scale of the last block, in a row that only lanes from 8 on weigh. */
+static void blend_rows(int32_t n_lanes, int32_t blocks, float special) {
+    const int32_t n = blocks * PLM_BLOCK, y_stride = n + 5, all = (n_lanes - 1) * y_stride + n, row = 20;
+    guarded weights = take(PLM_BLOCK * PLM_TILE * 4), x = take((size_t)(PLM_BLOCK * n) * 2);
+    guarded scales = take((size_t)(PLM_BLOCK * blocks) * 4), shrink = floats(PLM_TILE);
+    guarded y = floats(all), want = copy_of(y.at, (size_t)all * 4);
+    for (int32_t i = 0; i < PLM_BLOCK * PLM_TILE; i++)
+        values(weights)[i] = below(4) && (i % PLM_TILE > 7 || i / PLM_TILE != row) ? fabsf(symmetric()) : 0.0f;
+    for (int32_t i = 0; i < PLM_BLOCK * blocks; i++) values(scales)[i] = fabsf(symmetric());
+    if (special != 1.0f) values(scales)[row * blocks + blocks - 1] = special;
+    for (int32_t i = 0; i < PLM_BLOCK * n; i++) integers(x)[i] = (int16_t)(below(2 * PLM_PANEL + 1) - PLM_PANEL);
+    for (int32_t l = 0; l < n_lanes; l++)
+        for (int32_t b = 0; b < blocks; b++) {
+            float by_row[PLM_BLOCK], scale;
+            int16_t whole[PLM_BLOCK];
+            for (int32_t r = 0; r < PLM_BLOCK; r++) {
+                const float weight = values(weights)[r * PLM_TILE + l];
+                by_row[r] = weight != 0.0f ? weight * values(scales)[r * blocks + b] : 0.0f;
+            }
+            plm_scalar.pack(by_row, PLM_BLOCK, PLM_PANEL, whole, &scale, NULL);
+            for (int32_t c = b * PLM_BLOCK; c < (b + 1) * PLM_BLOCK; c++) {
+                int32_t sum = 0;
+                for (int32_t r = 0; r < PLM_BLOCK; r++) sum += whole[r] * integers(x)[r * n + c];
+                float *to = values(want) + l * y_stride + c;
+                *to = *to * values(shrink)[l] + (float)sum * scale;
+            }
+        }
+    if (bend) values(weights)[0] = 1e9f, values(scales)[0] = 1e9f, integers(x)[0] = PLM_PANEL / 2, values(shrink)[0] = 3;
+    tested->blend_rows(values(weights), integers(x), values(scales), n, values(shrink), n_lanes, values(y), y_stride);
+    same("blend of a prompt's rows", n, n_lanes, values(y), values(want), all);
+    drop(weights), drop(x), drop(scales), drop(shrink), drop(y), drop(want);
+}
+
+static void blends_of_rows(void) {
+    static const int32_t lanes_of[] = {1, 7, 8, 9, 16};
+    for (int l = 0; l < 5; l++)
+        for (int32_t blocks = 1; blocks < 5; blocks++) blend_rows(lanes_of[l], blocks, 1.0f);
+    for (int l = 0; !bend && l < 5; l++) {
+        blend_rows(lanes_of[l], 2, NAN), blend_rows(lanes_of[l], 2, INFINITY);
+        blend_rows(lanes_of[l], 2, 0.0f), blend_rows(lanes_of[l], 2, 1e-38f);
+    }
+}
+
 /* Rows of bytes laid out by each set for itself, scored and blended. `special` is a weight of lane 1 and a scale of the
  * last block. */
 static void bytes(int32_t n_lanes, int32_t rows, int32_t blocks, float special) {
@@ -181,6 +224,7 @@ void attention_in_floats(void) {
     for (int32_t blocks = 1; blocks <= 5; blocks++) widened_bytes(blocks);
     for (int32_t n = 1; n <= 200; n += n < 70 ? 3 : 29) words(n);
     if (tested->blend_words) blends_of_words();
+    if (tested->blend_rows) blends_of_rows();
     if (tested->blend_bytes) blends_of_bytes();
     for (int i = 0; i < 7; i++)
         for (int k = 0; k < 5; k++) lanes(some[k], widths[i]);
