@@ -217,11 +217,13 @@ def _locked(
                 if _is_still(part, fd):
                     yield fd
                     return
-            elif not _lock(fd, fcntl.LOCK_SH) or time.monotonic() > patience:
-                raise OutputError(
-                    f"{path}: expected to be the only writer, found another process writing it; "
-                    "wait for it to end"
-                )
+            else:
+                written = not _lock(fd, fcntl.LOCK_SH)
+                if written or time.monotonic() > patience:
+                    raise OutputError(
+                        f"{path}: expected to be the only writer, found another process "
+                        f"{'writing' if written else 'using'} it; wait for it to end"
+                    )
         finally:
             os.close(fd)
         time.sleep(_PAUSE_S)

@@ -200,7 +200,7 @@ def _of_the_cpu(name: str, found: object, profile: DeviceProfile, asked: Collect
 def _speed(plan: Plan, spec: ModelSpec, profile: DeviceProfile) -> Choice:
     speed = estimate(plan, spec, profile)
     if speed is None:
-        how = "nothing was measured there; on the device itself --target host does that first"
+        how = "its kernels were not measured; on the device itself --target host does that first"
         return Choice("speed", f"unknown: {why_unknown(plan, spec)}", (how,))
     return Choice(
         "speed",

@@ -12,7 +12,7 @@ from typing import cast
 
 from plm_edge import head_screen
 from plm_edge.cache_layout import BLOCK, CACHE_TYPES, CacheLayout, CacheType
-from plm_edge.devices import ISAS, DeviceProfile, kernel_sets
+from plm_edge.devices import HOST, ISAS, DeviceProfile, kernel_sets
 from plm_edge.devices.memory import OWN_BYTES
 from plm_edge.errors import DoesNotFit, UsageError
 from plm_edge.formats import format_of
@@ -191,7 +191,12 @@ def _fit(
     threads = cores if asked.threads is None else asked.threads
     if not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"{threads} threads, expected 1..{MAX_THREADS}")
-    check_isa(asked.isa, kernel_sets(profile))
+    sets = kernel_sets(profile)
+    check_isa(asked.isa, sets)
+    if profile.name != HOST and asked.isa not in (None, *sets):  # find_isa refuses those of a host
+        raise UsageError(
+            f"kernel set {asked.isa!r} is none of {profile.name}; expected one of {', '.join(sets)}"
+        )
     plan = Plan(
         target=profile.name,
         layout=layout,

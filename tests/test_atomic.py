@@ -214,12 +214,14 @@ def looked_at(part, seconds):
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_a_writer_waits_for_who_only_looks(tmp_path, kind):
+def test_a_writer_waits_for_who_only_looks(tmp_path, kind, monkeypatch):
     path, part = tmp_path / "out", tmp_path / ".out.part"
     subprocess.run([sys.executable, "-c", KILLED, str(path), kind])
     write = {"file": lambda: write_atomic(path, put(b"new")), "folder": lambda: make(path)}
     with looked_at(part, 0.3):
-        assert not is_being_written(part), "they do not take each other for writers"
+        with monkeypatch.context() as without_patience:
+            without_patience.setattr(atomic, "_PATIENCE_S", -1.0)
+            assert not is_being_written(part), "they do not take each other for writers"
         write[kind]()
     assert names(tmp_path) == ["out"]
 
@@ -234,7 +236,8 @@ def test_what_is_looked_at_may_be_removed(tmp_path):
 def test_who_looks_for_ever_is_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic, "_PATIENCE_S", 0.05)
     (tmp_path / ".out.part").mkdir()
-    with looked_at(tmp_path / ".out.part", 2), pytest.raises(OutputError, match="only writer"):
+    said = "found another process using it; wait for it to end"
+    with looked_at(tmp_path / ".out.part", 2), pytest.raises(OutputError, match=said):
         make(tmp_path / "out")
 
 

@@ -138,8 +138,10 @@ def test_a_bandwidth_alone_is_only_an_upper_bound():
     both = known(nominal_bytes_per_s=1e10, read_bytes_per_s=5e9)  # one basis for all machines
     assert estimate(plan, PLM, both).empty == speed.empty
     assert estimate(plan, PLM, known()) is None
-    said = lines(plan, known())["speed"].value
-    assert said == "unknown: no bandwidth of the device is known"
+    said = lines(plan, known())["speed"]
+    assert said.value == "unknown: no bandwidth of the device is known"
+    how = "its kernels were not measured; on the device itself --target host does that first"
+    assert said.why == (how,)
 
 
 def test_rates_of_the_kernels_come_first_and_count_attention():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import sys
 from dataclasses import replace
 
@@ -168,6 +169,21 @@ def test_what_cannot_be_is_refused(asked, error, said):
 def test_the_kernel_sets_of_a_device_are_named(device, sets):
     with pytest.raises(UsageError, match=f"expected one of {sets}$"):
         make_plan(PLM, devices.load(device), isa="mmx")
+
+
+@pytest.mark.parametrize(
+    ("device", "isa", "sets"),
+    [
+        ("rpi4-4gb", "avx2", "scalar, neon, neon-dotprod, neon-i8mm"),
+        ("laptop-avx2", "neon", "scalar, avx2, avx-vnni, avx512-vnni"),
+    ],
+)
+def test_a_kernel_set_of_another_architecture_is_refused(device, isa, sets):
+    profile = devices.load(device)
+    said = f"kernel set '{isa}' is none of {profile.name}; expected one of {sets}"
+    with pytest.raises(UsageError, match=f"^{re.escape(said)}$"):
+        make_plan(PLM, profile, isa=isa)
+    assert make_plan(PLM, devices.load("gpu"), isa=isa).isa == isa  # its CPU is not known
 
 
 def test_a_layout_that_a_file_names_is_no_mistake_of_the_users():
