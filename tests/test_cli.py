@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -291,9 +292,16 @@ def test_synth(inside: Run, tmp_path: Path) -> None:
     one_line(inside("synth", "--shape", "cube", "-o", "made"), 2, "unknown shape 'cube'")
 
 
-def test_a_reader_that_leaves(env: dict[str, str], bundle_of: Bundles) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "chat {bundle} -p a --temp 0",
+        "plan demo --target rpi --json",
+    ],  # the latter in the last flush
+)
+def test_a_reader_that_leaves(env: dict[str, str], bundle_of: Bundles, words: str) -> None:
     process = subprocess.Popen(
-        [PROGRAM, "chat", bundle_of("plain"), "-p", "a", "--temp", "0"],
+        [PROGRAM, *words.format(bundle=bundle_of("plain")).split()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -324,6 +332,15 @@ def test_an_interrupt_of_one_answer(env: dict[str, str], tmp_path: Path) -> None
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, b"plm-edge: interrupted\n")
     out.decode("utf-8", "strict")
+
+
+def test_a_stdout_with_a_name_is_as_it_was() -> None:
+    for errors, lines, through in (("strict", False, True), ("replace", True, False)):
+        how = {"errors": errors, "line_buffering": lines, "write_through": through}
+        named = app._with_a_name(io.TextIOWrapper(io.BytesIO(), encoding="ascii", **how))
+        assert isinstance(named, app.Stdout)
+        assert named.encoding == "ascii"
+        assert {name: getattr(named, name) for name in how} == how
 
 
 def raising(error: BaseException) -> Callable[[Path], None]:

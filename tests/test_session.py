@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,7 @@ from plm_edge.exporters import export
 from plm_edge.formats import dequantize, quantize
 from plm_edge.kinds import mla
 from plm_edge.kinds.norm import rms_norm
+from plm_edge.native import kernels
 from plm_edge.reference import Reference
 from plm_edge.runtime import Session, any_session, load
 from plm_edge.tensors import tensor_table
@@ -77,6 +79,23 @@ def test_logits_equal_the_reference(
     with load(bundle_of(shape, "F32", layout), cache_type=cache_type) as session:
         got = session.prefill(ids, all_logits=True)
     assert relative_error(got, want) < tolerance
+
+
+def test_a_first_cache_of_48_kib_holds_what_is_asked_for_ahead() -> None:
+    try:  # os.sysconf does not know this name
+        asked = subprocess.run(["getconf", "LEVEL1_DCACHE_SIZE"], capture_output=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("no such question here")
+    assert kernels.asks_near() == (int(asked.stdout or 0) >= 48 << 10)
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_a_session_asks_ahead_into_the_cache_that_holds_it(
+    near: bool, bundle_of: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "asks_near", lambda: near)
+    with load(bundle_of("blocks", "Q8_0")) as session:
+        assert (session._step.near, session._head_step.near) == (near, near)
 
 
 @pytest.mark.parametrize("layout", ["latent", "plm"])

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -517,7 +517,10 @@ def test_a_file_that_may_not_grow(here: Path) -> None:
     assert tree(here) == before
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+
+
+@needs_dev_full
 @pytest.mark.parametrize(
     "words", ["--version", "verify mine", "inspect mine", "plan hf --json", "chat mine -p a -n 1"]
 )
@@ -528,6 +531,22 @@ def test_a_stdout_without_space(here: Path, words: str) -> None:
             [PROGRAM, *words.split()], stdout=full, stderr=subprocess.PIPE, env=env, text=True
         )
     assert_one_line(done.returncode, "", done.stderr, 4, "stdout: No space left on device\n")
+
+
+@needs_dev_full
+@pytest.mark.parametrize(("words", "code"), [("--version", 4), ("plan none", 2)])
+def test_a_stdout_and_a_stderr_without_space(here: Path, words: str, code: int) -> None:
+    env = {"PATH": os.environ["PATH"], "HOME": str(here)}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([PROGRAM, *words.split()], stdout=full, stderr=full, env=env)
+    assert done.returncode == code
+
+
+@needs_dev_full
+def test_a_mistake_of_ours_and_a_stderr_without_space(here: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = amidst(here, "1 / 0", signal.SIGTERM, stderr=full)
+    assert done.returncode == app.INTERNAL_ERROR
 
 
 def test_offline_takes_nothing_from_the_hub(
@@ -607,9 +626,11 @@ app.run()
 """
 
 
-def amidst(here: Path, code: str, number: signal.Signals) -> subprocess.CompletedProcess[str]:
+def amidst(
+    here: Path, code: str, number: signal.Signals, stderr: int | IO[str] = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", ONE_COMMAND_MORE, "amidst", code, str(int(number))]
-    return subprocess.run(command, capture_output=True, text=True, cwd=here)
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=here)
 
 
 @pytest.mark.parametrize(("number", "code", "message"), SIGNALS)
@@ -627,6 +648,15 @@ def test_an_error_after_a_signal_that_was_eaten_is_that_signal(
 ) -> None:
     done = amidst(here, EATEN, number)
     assert_one_line(done.returncode, done.stdout, done.stderr, code, message)
+
+
+def test_of_two_signals_the_first_counts(here: Path) -> None:
+    code = """
+try: signal.raise_signal(number)
+except BaseException: signal.raise_signal(signal.SIGHUP)
+"""
+    done = amidst(here, code, signal.SIGTERM)
+    assert_one_line(done.returncode, done.stdout, done.stderr, 143, "ended by SIGTERM")
 
 
 def test_an_error_after_an_answered_ctrl_c_is_an_error(here: Path) -> None:

@@ -115,9 +115,13 @@ def _said(error: OSError) -> str:
 
 def fail(message: str, code: int) -> None:
     """One line on stderr, then the exit code."""
-    with contextlib.suppress(OSError):  # a terminal that was closed
-        print("plm-edge:", " ".join(message.split("\n")), file=sys.stderr)
+    _say(" ".join(message.split("\n")))
     raise typer.Exit(code)
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that was closed, a full disk
+        print("plm-edge:", message, file=sys.stderr)
 
 
 def _version(wanted: bool) -> None:
@@ -184,13 +188,14 @@ def run() -> None:
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
             signal.signal(number, _end)
     code = _exit_code()
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        code = code or _code_of(error)  # what came first was said
-        # the interpreter flushes once more at its end
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            code = code or _code_of(error)  # what came first was said
+            # the interpreter flushes once more at its end
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 
@@ -217,8 +222,9 @@ def _exit_code() -> int:
     except OSError as error:  # the commands' own are lines by now
         return _code_of(error)
     except Exception:
-        traceback.print_exc()
-        print("plm-edge: internal error; please report the lines above", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        _say("internal error; please report the lines above")
         return INTERNAL_ERROR
     return 0
 
@@ -227,5 +233,5 @@ def _code_of(error: OSError) -> int:
     """Say it, unless a pipe was closed."""
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE
-    print(f"plm-edge: {_said(error)}", file=sys.stderr)
+    _say(_said(error))
     return OutputError.exit_code
