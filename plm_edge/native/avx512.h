@@ -58,13 +58,6 @@ static inline __m512i four_in_every(const int16_t *p) {
     return _mm512_set1_epi64(four);
 }
 
-/* The sums of each two lanes that lie side by side: those of a, then those of b. */
-static inline __m512i sums_of_two(__m512i a, __m512i b) {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-    return _mm512_add_epi32(_mm512_permutex2var_epi32(a, even, b), _mm512_permutex2var_epi32(a, odd, b));
-}
-
 /* The first n of 16 values, n >= 0. */
 static inline __mmask16 first_of(int64_t n) { return (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffffu); }
 
@@ -109,17 +102,23 @@ typedef struct {
     __mmask16 good; /* lanes without NaN and infinity that are not all 0 */
 } packing16;
 
+/* most: the largest size in each lane; numbers: the lanes without NaN and infinity. */
+static inline packing16 packing_for16(__m512 most, __mmask16 numbers, float largest) {
+    const __m512 most_q = _mm512_set1_ps(largest);
+    __mmask16 good = numbers & _mm512_cmp_ps_mask(most, _mm512_set1_ps(1e-30f), _CMP_GT_OQ);
+    __m512 scale = _mm512_mask_div_ps(_mm512_set1_ps(NAN), numbers, most, most_q);
+    return (packing16){_mm512_div_ps(most_q, most), scale, good};
+}
+
 static inline packing16 packing_of16(const float *x, int64_t stride, __mmask16 lanes, int32_t rows, float largest) {
-    const __m512 size = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff)), most_q = _mm512_set1_ps(largest);
+    const __m512 size = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff));
     __m512 most = _mm512_setzero_ps(), whole = most;
     for (int32_t r = 0; r < rows; r++) {
         __m512 v = _mm512_maskz_loadu_ps(lanes, x + r * stride);
         most = _mm512_max_ps(_mm512_and_ps(size, v), most);
         whole = _mm512_add_ps(whole, _mm512_sub_ps(v, v)); /* NaN where a value is NaN or infinite */
     }
-    __mmask16 good = _mm512_cmp_ps_mask(whole, whole, _CMP_ORD_Q);
-    good &= _mm512_cmp_ps_mask(most, _mm512_set1_ps(1e-30f), _CMP_GT_OQ);
-    return (packing16){_mm512_div_ps(most_q, most), _mm512_add_ps(_mm512_div_ps(most, most_q), whole), good};
+    return packing_for16(most, _mm512_cmp_ps_mask(whole, whole, _CMP_ORD_Q), largest);
 }
 
 static inline __m512i packed16(packing16 p, __m512 v) {

@@ -205,13 +205,11 @@ void avx512_blend_rows(const float *weights, const int16_t *x, const float *scal
             v[r] = _mm512_maskz_mul_ps(some, weight, _mm512_set1_ps(scales[r * blocks + b]));
             largest = _mm512_max_epu32(largest, _mm512_castps_si512(v[r]));
         }
-        const __m512 most = _mm512_castsi512_ps(largest), most_q = _mm512_set1_ps(PLM_PANEL);
+        const __m512 most = _mm512_castsi512_ps(largest);
         const __mmask16 numbers = _mm512_cmp_ps_mask(most, _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
-        const __mmask16 good = numbers & _mm512_cmp_ps_mask(most, _mm512_set1_ps(1e-30f), _CMP_GT_OQ);
-        const __m512 scale = _mm512_mask_div_ps(_mm512_set1_ps(NAN), numbers, most, most_q);
-        const packing16 packing = {_mm512_div_ps(most_q, most), scale, good};
+        const packing16 packing = packing_for16(most, numbers, PLM_PANEL);
         float factors[PLM_TILE];
-        _mm512_storeu_ps(factors, scale);
+        _mm512_storeu_ps(factors, packing.scale);
         int32_t pairs[PLM_BLOCK / 2][PLM_TILE];
         for (int p = 0; p < PLM_BLOCK / 2; p++) {
             __m512i even = packed16(packing, v[2 * p]), odd = packed16(packing, v[2 * p + 1]);

@@ -1,6 +1,6 @@
 /* AVX-512 VNNI: panels, and tiles of several tokens, which become panels. Four columns are two registers, and a load of
  * four values of a row serves a product with each: docs/kernels.md. The first register has two columns of even lanes
- * beside the two others of odd lanes, the second the rest in reverse. So the sums of a lane end where the lane is in the
+ * beside the two others of odd lanes, the second the rest in reverse. So the sums of a lane end where it is in the
  * first register, and in its neighbour in the second: one exchange of neighbours and an addition join them all. */
 #include "avx512.h"
 
@@ -59,7 +59,7 @@ void avx512_weave(const int16_t *x, int32_t lane, int32_t column, int32_t lanes,
             continue;
         }
         for (int64_t i = 0; i < FOUR_COLUMNS; i++) {
-            const int64_t l = i % HALF / 2 ^ i / HALF, k = 2 * (i / 2 % 2) + i % 2;
+            const int64_t l = (i % HALF / 2) ^ (i / HALF), k = 2 * (i / 2 % 2) + i % 2;
             panel[i] = l < lanes ? x[l * lane + (c + k) * column] : 0;
         }
     }

@@ -34,6 +34,13 @@ INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
     for (int i = 0; i < N; i++) _mm512_storeu_ps(y + PLM_TILE * i, out[i]);
 }
 
+/* The sums of each two lanes that lie side by side: those of a, then those of b. */
+static inline __m512i sums_of_two(__m512i a, __m512i b) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return _mm512_add_epi32(_mm512_permutex2var_epi32(a, even, b), _mm512_permutex2var_epi32(a, odd, b));
+}
+
 /* Widened to 16 bits, a register is 8 rows by 4 values; two sums a row are left, which the block's end adds. */
 INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next,
                         int near, int N) {

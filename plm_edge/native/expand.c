@@ -136,7 +136,7 @@ static void super_row_to_integers(const plm_attention *a, const uint8_t *row, fl
     a->isa->pack(wide, a->rank, PLM_PANEL, q, scale, NULL);
 }
 
-/* The head's weights as panels, and the queries of all tokens as panels. */
+/* The head's weights and the queries of all tokens, both as panels. */
 static void begin_expand(const plm_attention *a, int32_t h, const expand_room *w) {
     int32_t both = a->nope + a->v_head, rank = a->rank, T = a->step->n_tokens, keys = key_width(a);
     int32_t nope = plm_whole_blocks(a->nope);
@@ -203,8 +203,8 @@ static void weigh_rows(const plm_attention *a, int32_t at, int32_t n, int32_t t,
     a->isa->softmax(w->weights, n, w->most + t, w->sum + t, shrink);
 }
 
-/* y (16) = weights times scales, and 0 where the weight is: by bits, which needs no branch. Unrolled it would not become
- * vectors. */
+/* y (16) = weights times scales, and 0 where the weight is: by bits, which needs no branch. Unrolled it would not
+ * become vectors. */
 static inline void scale_weights(const float *restrict weights, const float *restrict scale, float *restrict y) {
 #pragma GCC unroll 1
     for (int r = 0; r < PLM_TILE; r++)

@@ -150,7 +150,8 @@ static void blend_rows(int32_t n_lanes, int32_t blocks, float special) {
                 *to = *to * values(shrink)[l] + (float)sum * scale;
             }
         }
-    if (bend) values(weights)[0] = 1e9f, values(scales)[0] = 1e9f, integers(x)[0] = PLM_PANEL / 2, values(shrink)[0] = 3;
+    if (bend) values(weights)[0] = 1e9f, values(scales)[0] = 1e9f;
+    if (bend) integers(x)[0] = PLM_PANEL / 2, values(shrink)[0] = 3;
     tested->blend_rows(values(weights), integers(x), values(scales), n, values(shrink), n_lanes, values(y), y_stride);
     same("blend of a prompt's rows", n, n_lanes, values(y), values(want), all);
     drop(weights), drop(x), drop(scales), drop(shrink), drop(y), drop(want);
