@@ -50,7 +50,7 @@ GGUF = Files()
 
 def export(
     model: str | Path,
-    target: str = "host",
+    target: str = devices.HOST,
     out: str | Path | None = None,
     *,
     quant: str | None = None,

@@ -25,8 +25,8 @@ from plm_edge.errors import OutputError
 _PART, _OLD = ".part", ".old"
 _MARGIN = 0.05  # of the bytes to be written, beyond them: what file systems need for themselves
 _PATIENCE_S, _PAUSE_S = 10.0, 0.001  # of a writer, with those who look
-_CURES = {
-    errno.ENOSPC: "free some space or choose another folder",
+CURES = {
+    errno.ENOSPC: "free some space or write elsewhere",
     errno.EDQUOT: "free some of your quota or choose another folder",
     errno.EFBIG: "raise the limit on file sizes or choose another file system",
     errno.EIO: "check the disk or choose another",
@@ -153,7 +153,7 @@ def _one_line(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as why:
-        cure = _CURES.get(why.errno or 0, "choose another place")
+        cure = CURES.get(why.errno or 0, "choose another place")
         if why.errno == errno.ENOENT and path.parent.is_dir():  # as /proc says it
             cure = (
                 f"{path.parent} takes nothing new, or what was written there was removed: choose "

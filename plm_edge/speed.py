@@ -74,8 +74,8 @@ def why_unknown(plan: Plan, spec: ModelSpec) -> str:
     """Of a plan without an estimate."""
     if _weights_read(plan, spec) < CACHED_BYTES:
         return (
-            f"a token reads less than {mib(CACHED_BYTES)} of weights: a processor's cache may hold "
-            "them, and the bandwidth of the memory says nothing about it"
+            f"a token reads less than {mib(CACHED_BYTES)} of weights: a CPU's cache may hold "
+            "them, and the bandwidth of the memory says nothing about its speed"
         )
     return "no bandwidth of the device is known"
 

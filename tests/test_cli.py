@@ -355,7 +355,12 @@ def raising(error: BaseException) -> Callable[[Path], None]:
     [
         (FileFormatError("two\nlines"), 3, "plm-edge: two lines\n"),
         (KeyboardInterrupt(), 130, "plm-edge: interrupted\n"),
-        (OSError(28, "No space left on device", "x"), 4, "plm-edge: x: No space left on device\n"),
+        (
+            OSError(28, "No space left on device", "x"),
+            4,
+            "plm-edge: x: No space left on device; free some space or write elsewhere\n",
+        ),
+        (OSError(5, "Input/output error", "x"), 4, "plm-edge: x: Input/output error\n"),
         (MemoryError(), 5, "plm-edge: the memory of this machine is used up\n"),
         (BrokenPipeError(), 141, ""),
     ],

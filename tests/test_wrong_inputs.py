@@ -530,7 +530,8 @@ def test_a_stdout_without_space(here: Path, words: str) -> None:
         done = subprocess.run(
             [PROGRAM, *words.split()], stdout=full, stderr=subprocess.PIPE, env=env, text=True
         )
-    assert_one_line(done.returncode, "", done.stderr, 4, "stdout: No space left on device\n")
+    said = "stdout: No space left on device; free some space or write elsewhere\n"
+    assert_one_line(done.returncode, "", done.stderr, 4, said)
 
 
 @needs_dev_full

@@ -12,7 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("plm_edge", "exporters", "runtime", "devices")
-# For 3.10, as pyproject.toml says; but numpy 2.5, for 3.12 or newer, has no types for less.
+# pyproject.toml asks for 3.10, but the types of numpy 2.5, which Python 3.12 and newer get, need
+# 3.12.
 VERSION = ["--python-version", "3.12"] if sys.version_info >= (3, 12) else []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -16,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 import plm_edge
+from plm_edge.atomic import CURES
 from plm_edge.cli.bench import command as bench
 from plm_edge.cli.cache import app as cache
 from plm_edge.cli.chat import command as chat
@@ -108,9 +110,10 @@ def _signal_behind(error: BaseException | None) -> BaseException | None:
 
 
 def _said(error: OSError) -> str:
-    """Where it was, if that is known, and what."""
+    """Where it was, if that is known, and what; on a full disk what to do."""
     place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror or error}"
+    cure = f"; {CURES[errno.ENOSPC]}" if error.errno == errno.ENOSPC else ""
+    return f"{place}{error.strerror or error}{cure}"
 
 
 def fail(message: str, code: int) -> None:

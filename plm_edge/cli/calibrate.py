@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from plm_edge import head_screen
 from plm_edge.cli.texts import CALIBRATION, TALES, read_text
+from plm_edge.devices import HOST
 from plm_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def export(
     model: str | Path,
-    target: str = "host",
+    target: str = HOST,
     out: str | Path | None = None,
     *,
     quant: str | None = None,

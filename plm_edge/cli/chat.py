@@ -166,8 +166,7 @@ def open_session(
     )
     from plm_edge.cli.progress import Progress
 
-    if isa is not None:
-        check_kernels(isa)
+    check_kernels(isa)
     if backend == "llama":
         runtime.check_installed("--backend llama")
     with Progress(f"export {model} for this machine") as progress:

@@ -36,7 +36,7 @@ def list_(as_json: Json = False) -> None:
         return
     for name in devices.names():
         aliases = [alias for alias, target in devices.ALIASES.items() if target == name]
-        title = "this machine" if name == "host" else devices.load(name).name
+        title = "this machine" if name == devices.HOST else devices.load(name).name
         print(f"{name:24}{title}" + (f" (also: {', '.join(aliases)})" if aliases else ""))
 
 

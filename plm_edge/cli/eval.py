@@ -63,8 +63,7 @@ def command(
 
     text = read_text(file, "-f")
     kind = format_for(backend)
-    if isa is not None:
-        check_kernels(isa)
+    check_kernels(isa)
     with Progress(f"export {model} for this machine") as progress:
         found = prepare(model, progress, ctx.obj, file_format=kind)
     saved = LogitFile(Path(against)) if against and LogitFile.is_one(Path(against)) else None

@@ -61,7 +61,9 @@ def format_for(backend: str) -> str:
 
 
 def check_kernels(isa: str | None) -> None:
-    """Before anything is exported: this CPU has that kernel set."""
+    """Before anything is exported: this CPU has that kernel set, if one was asked for."""
+    if isa is None:
+        return
     from plm_edge.native.kernels import find_isa, isa_table
     from plm_edge.plan import check_isa
 
@@ -91,12 +93,13 @@ def prepare(
     quant = _format_of(found) if in_full else None
     folder = cache_folder() / (cache_key(found, quant) + ("-onnx" if file_format == "onnx" else ""))
     if not (folder / MANIFEST).exists():
+        from plm_edge.devices import HOST
         from plm_edge.exporters import Files, export
 
         _make_cache_folder()
         # force: another process may put the same bundle there meanwhile.
         files = Files(file_format)
-        export(found, "host", folder, quant=quant, files=files, force=True, progress=progress)
+        export(found, HOST, folder, quant=quant, files=files, force=True, progress=progress)
     _note_use(folder)
     return folder
 
