@@ -126,7 +126,7 @@ def test_ctrl_d_leaves(start: Start) -> None:
 
 
 def test_a_line_ends_a_row_of_interrupts(start: Start) -> None:
-    run = start("-n", "2")
+    run = start(*GREEDY, "-n", "2")
     run.ctrl_c()
     run.expect("leaves")
     run.expect(">>> ")
@@ -141,7 +141,7 @@ def test_a_line_ends_a_row_of_interrupts(start: Start) -> None:
 
 
 def test_a_line_of_a_longer_text_ends_a_row_of_interrupts(start: Start) -> None:
-    run = start("-n", "2")
+    run = start(*GREEDY, "-n", "2")
     run.ctrl_c()
     run.expect("leaves")
     run.expect(">>> ")
@@ -220,7 +220,7 @@ def test_stats_tell_of_drafts_and_lookup_outlives_a_load(start: Start) -> None:
 
 
 def test_history_is_kept_for_this_user_alone(start: Start, tmp_path: Path) -> None:
-    run = start("-n", "1")
+    run = start(*GREEDY, "-n", "1")
     run.type("a question to remember\n")
     run.expect("length]")
     run.type("/exit\n")
@@ -228,13 +228,13 @@ def test_history_is_kept_for_this_user_alone(start: Start, tmp_path: Path) -> No
     file = tmp_path / ".local/state/plm-edge/history"
     assert "a question to remember" in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    again = start("-n", "1")
+    again = start(*GREEDY, "-n", "1")
     again.type("\x1b[A\x1b[A")  # up twice: past /exit
     again.expect("a question to remember")
 
 
 def test_texts_of_several_lines(start: Start) -> None:
-    run = start("-n", "1", "-ctk", "f32")
+    run = start(*GREEDY, "-n", "1", "-ctk", "f32")
     run.type('"""/reset is\nno command"""\n')
     run.expect("length]")
     run.type("one \\\ntwo\n")
