@@ -1,5 +1,5 @@
-/* AVX-512: attention with a head in each of 16 lanes. In floats one product takes 16 heads of one value, so a cached row
- * of PLM is 1,088 of them; in integers one takes two values. */
+/* AVX-512: attention with a head in each of 16 lanes, or a token of a prompt. In floats one product takes 16 heads of
+ * one value, so a cached row of PLM is 1,088 of them; in integers one takes two values. */
 #include "avx512.h"
 
 /* Sixteen rows of sixteen columns from x on, exchanged. */
