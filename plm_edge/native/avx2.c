@@ -82,24 +82,17 @@ INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
     for (int i = 0; i < 2 * N; i++) _mm256_storeu_ps(y + 8 * i, out[i]);
 }
 
-static void four_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next,
-                      int32_t near) {
-    if (near)
-        tiles_q4_0(w, cols, x, y, next, 1, 4);
-    else
-        tiles_q4_0(w, cols, x, y, next, 0, 4);
+INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next,
+                        int near, int N) {
+    pairs_tiles_q8_0(w, cols, x, y, next, near, N, add_in_two);
 }
-static void four_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next,
-                      int32_t near) {
-    if (near)
-        pairs_tiles_q8_0(w, cols, x, y, next, 1, 4, add_in_two);
-    else
-        pairs_tiles_q8_0(w, cols, x, y, next, 0, 4, add_in_two);
-}
+
+FOUR_TILES(four_q4_0, tiles_q4_0)
+FOUR_TILES(four_q8_0, tiles_q8_0)
 
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
-        pairs_tiles_q8_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q8_0, cols), 1, 1, add_in_two);
+        tiles_q8_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q8_0, cols), 1, 1);
     else
         avx2_several_q8_0(w, cols, x, tokens, y, stride, avx2_panel);
 }

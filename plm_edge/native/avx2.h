@@ -33,6 +33,16 @@ INLINED void ask_tiles(const uint8_t *w, int64_t bytes, int64_t at, int n, const
     }
 }
 
+/* A function of `four_tiles` in plm_isa: two loops, `near` a constant in each. */
+#define FOUR_TILES(name, tiles)                                                                            \
+    static void name(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next, \
+                     int32_t near) {                                                                       \
+        if (near)                                                                                          \
+            tiles(w, cols, x, y, next, 1, 4);                                                              \
+        else                                                                                               \
+            tiles(w, cols, x, y, next, 0, 4);                                                              \
+    }
+
 /* Left to itself gcc 12 copies a sum to another register before and after every step of a loop, or spills it. */
 static inline __m256i in_place(__m256i sum) {
     __asm__("" : "+x"(sum));

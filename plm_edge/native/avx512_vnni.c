@@ -66,20 +66,8 @@ INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
     for (int i = 0; i < N; i++) _mm512_storeu_ps(y + PLM_TILE * i, out[i]);
 }
 
-static void four_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next,
-                      int32_t near) {
-    if (near)
-        tiles_q4_0(w, cols, x, y, next, 1, 4);
-    else
-        tiles_q4_0(w, cols, x, y, next, 0, 4);
-}
-static void four_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next,
-                      int32_t near) {
-    if (near)
-        tiles_q8_0(w, cols, x, y, next, 1, 4);
-    else
-        tiles_q8_0(w, cols, x, y, next, 0, 4);
-}
+FOUR_TILES(four_q4_0, tiles_q4_0)
+FOUR_TILES(four_q8_0, tiles_q8_0)
 
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
