@@ -53,8 +53,10 @@ class Session(AnySession):
                 "use a shorter one (-c)"
             ) from None
         self._buffers["turns"][:] = self._attention.turns(self.spec, n_ctx)
-        near = native.asks_near()
-        self._step, self._head_step = (native.Step(threads=threads, near=near) for _ in range(2))
+        near, ends = native.asks_near(), native.takes_ends()
+        self._step, self._head_step = (
+            native.Step(threads=threads, near=near, ends=ends) for _ in range(2)
+        )
         self._cancel = ctypes.c_int(0)
         self.kernel_s = 0.0  # seconds spent in kernels, all calls so far
         self._lists = self._record()

@@ -22,8 +22,8 @@ def run(*calls, threads=1, cancel=None):
         pool.close()
 
 
-def step(n_tokens, n_past=0, first=0):
-    return pointer(kernels.Step(n_past, n_tokens, first))
+def step(n_tokens, n_past=0, first=0, threads=1):
+    return pointer(kernels.Step(n_past, n_tokens, first, threads))
 
 
 def isa(name):

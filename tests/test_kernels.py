@@ -30,9 +30,8 @@ def product(name, weight, x, y, add=False, threads=1):
     rows = Rows(x)
     out = floats(y.size).reshape(y.shape)
     out[:] = y
-    args = kernels.Product(
-        isa(name), step(len(rows.x)), weight.struct, rows.struct, out.ctypes.data, add
-    )
+    now = step(len(rows.x), threads=threads)
+    args = kernels.Product(isa(name), now, weight.struct, rows.struct, out.ctypes.data, add)
     assert run(("product", args), threads=threads)
     return out
 
@@ -50,6 +49,30 @@ def test_product(name, fmt, arrangement, rows, blocks):
     bent[-1, np.abs(x[-1]).argmax()] *= 1.1
     with pytest.raises(AssertionError):
         close(product(name, weight, bent, y), want, TOLERANCE)
+
+
+@pytest.mark.parametrize("arrangement", ["rows", "tile16x4"])
+@pytest.mark.parametrize("rows", [65, 640, 3000])
+def test_threads_share_the_rows_of_a_product(name, arrangement, rows):
+    weight, x, y = Weight("Q4_0", arrangement, rows, 32), normal(1, 32), normal(1, rows, seed=2)
+    want = product(name, weight, x, y, add=True)
+    close(want, y + x @ weight.values.T, TOLERANCE)
+    for threads in (2, 3, 7, 64):  # a row left out, or added twice, shows
+        np.testing.assert_array_equal(product(name, weight, x, y, True, threads), want)
+
+
+def test_a_token_s_rows_are_shared_in_runs(name):
+    weight, out = Weight("Q4_0", "tile16x4", 48 * 64, 32), floats(2 * 48 * 64)
+
+    def items(tokens, threads):
+        now, rows = step(tokens, threads=threads), Rows(normal(tokens, 32))
+        args = kernels.Product(isa(name), now, weight.struct, rows.struct, out.ctypes.data, False)
+        op = kernels.op("product", args)
+        return ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(op.kernel.items)(op.args)
+
+    assert items(1, 2) == 2 + 2 + 2 + 6  # runs of 12, 6, 3 and 1 times 64 rows
+    assert items(1, 7) == 7 + 27  # 3 and 1
+    assert items(1, 64) == items(2, 2) == 48
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -118,8 +141,8 @@ class Pair:
         partial = np.full((tokens, kernels.SLICES, self.d_model), np.nan, np.float32)
         units = np.full((tokens, self.d_ffn), np.nan, np.float32)
         self.unit_rows = np.zeros(kernels.SLICES, np.int64)
-        now = step(tokens)
-        now.contents.near = threads > 1  # the same results either way
+        now = step(tokens, threads=threads)
+        now.contents.near = now.contents.ends = threads > 1  # the same results either way
         fire = kernels.Fire(
             isa(name),
             now,

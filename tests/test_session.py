@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import threading
 from collections.abc import Callable
@@ -89,13 +90,22 @@ def test_a_first_cache_of_48_kib_holds_what_is_asked_for_ahead() -> None:
     assert kernels.asks_near() == (int(asked.stdout or 0) >= 48 << 10)
 
 
-@pytest.mark.parametrize("near", [False, True])
-def test_a_session_asks_ahead_into_the_cache_that_holds_it(
-    near: bool, bundle_of: Bundles, monkeypatch: pytest.MonkeyPatch
+def test_a_cpu_of_amd_takes_outputs_from_both_ends() -> None:
+    cpu = Path("/proc/cpuinfo")
+    if not cpu.exists() or platform.machine() != "x86_64":
+        pytest.skip("no such question here")
+    assert kernels.takes_ends() == ("AuthenticAMD" in cpu.read_text())
+
+
+@pytest.mark.parametrize("yes", [False, True])
+def test_a_session_reads_as_this_cpu_does(
+    yes: bool, bundle_of: Bundles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "asks_near", lambda: near)
+    monkeypatch.setattr(kernels, "asks_near", lambda: yes)
+    monkeypatch.setattr(kernels, "takes_ends", lambda: not yes)
     with load(bundle_of("blocks", "Q8_0")) as session:
-        assert (session._step.near, session._head_step.near) == (near, near)
+        for step in (session._step, session._head_step):
+            assert (step.near, step.ends) == (yes, not yes)
 
 
 @pytest.mark.parametrize("layout", ["latent", "plm"])

@@ -182,10 +182,11 @@ INLINED void add_outputs_q4_0(const fired *f, const uint8_t *scales, int32_t o, 
     }
 }
 
-/* The first output of share i of `shares`: from both ends in turn. Rows read from one end to the other look like
- * streams to a CPU, which then reads on into rows that did not fire. */
-static inline int32_t share_at(int32_t i, int32_t shares) {
-    return PLM_SHARE * (i % 2 ? shares - 1 - i / 2 : i / 2);
+/* The first output of share i of `shares`: one after the other, or from both ends in turn. Rows read from one end to the
+ * other look like streams to a CPU: one reads on within them, which helps, another behind them, into rows that did not
+ * fire. */
+static inline int32_t share_at(int32_t i, int32_t shares, int32_t ends) {
+    return PLM_SHARE * (!ends ? i : i % 2 ? shares - 1 - i / 2 : i / 2);
 }
 
 static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t units, float *y,
@@ -195,7 +196,7 @@ static void units_q4_0(const uint8_t *w, int32_t width, const float *a, int32_t 
     (void)units;
     if (!find_fired_int(w + 2 * (int64_t)width, width / 2, a, 4, &f)) return;
     for (int32_t i = 0; i < shares; i++) {
-        const int32_t o = share_at(i, shares);
+        const int32_t o = share_at(i, shares, next->ends);
         plm_ask(next, o);
         add_outputs_q4_0(&f, w, o, PLM_SHARE / PLM_BLOCK, y);
     }

@@ -84,7 +84,7 @@ static void find_group(const plm_fire *a, int32_t g, plm_ahead *found) {
         found->rows += fired[i];
     }
     if (plm_is_super(down->format)) plm_scales_of_part(down->format, down->rows, g % PLM_PARTS, &scales, &end);
-    found->scales = scales, found->near = a->step->near;
+    found->scales = scales, found->near = a->step->near, found->ends = a->step->ends;
     found->row_share = (int32_t)(bytes * PLM_SHARE / down->rows);
     found->scales_share = (int32_t)((end - scales) * PLM_SHARE / down->rows);
 }

@@ -1,4 +1,4 @@
-/* Which instruction sets were compiled in, which of them this CPU has, and its first cache. */
+/* Which instruction sets were compiled in, which of them this CPU has, and how it reads. */
 #define _POSIX_C_SOURCE 200809L
 #include "plm.h"
 
@@ -58,6 +58,11 @@ static leaf ask(unsigned number, unsigned part) {
     return l;
 }
 
+int plm_takes_ends(void) { /* AuthenticAMD */
+    leaf vendor = ask(0, 0);
+    return vendor.b == 0x68747541 && vendor.d == 0x69746e65 && vendor.c == 0x444d4163;
+}
+
 static int all_of(unsigned bits, unsigned wanted) { return (bits & wanted) == wanted; }
 
 /* Bits as in Intel's manual: volume 2, CPUID; volume 1, XCR0. */
@@ -83,6 +88,8 @@ static int has_avx512_vnni(void) {
     return all_of(seven.b, F | DQ | BW | 1u << VL) && all_of(seven.c, VNNI_512) && all_of(saved(), MASKS_ZMM);
 }
 #endif
+#else
+int plm_takes_ends(void) { return 0; }
 #endif
 
 int plm_isa_runs(const plm_isa *isa) {

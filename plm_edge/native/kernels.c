@@ -2,7 +2,7 @@
  * products and the cache; attend.c, expand.c, feed_forward.c and screen.c have the others. */
 #include "superblocks.h"
 
-enum { ROWS_PER_ITEM = 64, TOKENS_PER_TILE = 128 }; /* a tile is unpacked once for so many tokens */
+enum { PART = 64, TOKENS_PER_TILE = 128 }; /* rows that are taken together; tokens for which a tile is unpacked once */
 
 /* ---- embedding ---- */
 
@@ -94,8 +94,32 @@ static void pack_item(const void *p, size_t t, int thread) {
 
 /* ---- products ---- */
 
+/* What an item has of `left` parts. Of one token, whose rows memory must bring, a thread reads as many behind each other
+ * as it can: each round, an item for each thread, is half of what is left. The short ones at the end let slow threads
+ * and fast ones come to it together. */
+static int32_t parts_each(const plm_product *a, int32_t left) {
+    const int32_t each = left / (2 * a->step->threads);
+    return a->step->n_tokens == 1 && each > 1 ? each : 1;
+}
+
+static int32_t parts_of(const plm_product *a) { return (int32_t)plm_ceil_div((size_t)a->w.rows, PART); }
+
 static size_t product_items(const void *p) {
-    return plm_ceil_div((size_t)((const plm_product *)p)->w.rows, ROWS_PER_ITEM);
+    const plm_product *a = p;
+    const int32_t threads = a->step->threads;
+    int32_t left = parts_of(a), items = 0, each;
+    for (; (each = parts_each(a, left)) > 1; left -= each * threads) items += threads;
+    return (size_t)(items + left);
+}
+
+/* The first row of an item, and how many follow until the next one's. Behind the last item: none of the matrix. */
+static int32_t first_row(const plm_product *a, int32_t item, int32_t *rows) {
+    const int32_t threads = a->step->threads;
+    int32_t part = 0, left = parts_of(a), each;
+    for (; (each = parts_each(a, left)) > 1 && item >= threads; item -= threads, left -= each * threads)
+        part += each * threads;
+    *rows = each * PART;
+    return (part + item * each) * PART;
 }
 
 /* y[0..n) of one token, or added to it. */
@@ -107,7 +131,7 @@ static void product_of_rows(const plm_product *a, int32_t first, int32_t last) {
     const plm_matrix *w = &a->w;
     int64_t bytes = plm_row_bytes(w->format, w->cols);
     if (a->step->n_tokens == 1) {
-        float out[ROWS_PER_ITEM];
+        float out[PART];
         plm_rows_of_one(a->isa, w->format, w->data + first * bytes, w->cols, &a->x, last - first, out);
         store(a->y + first, out, last - first, a->add);
         return;
@@ -153,33 +177,37 @@ void plm_tiles_of_several(const plm_isa *isa, const plm_matrix *w, int32_t first
     }
 }
 
-static void product_of_tiles(const plm_product *a, int32_t first, int32_t last) {
+/* `next`: as in plm_tiles_of_one. */
+static void product_of_tiles(const plm_product *a, int32_t first, int32_t last, int32_t next) {
     const plm_matrix *w = &a->w;
-    _Alignas(PLM_LINE) float out[TOKENS_PER_TILE * ROWS_PER_ITEM];
+    _Alignas(PLM_LINE) float out[TOKENS_PER_TILE * PART];
     if (a->step->n_tokens == 1) {
-        /* The threads take items in turn. */
-        plm_tiles_of_one(a->isa, w, first, last, &a->x, out, first + a->step->threads * ROWS_PER_ITEM,
-                         a->step->near);
+        plm_tiles_of_one(a->isa, w, first, last, &a->x, out, next, a->step->near);
         store(a->y + first, out, last - first, a->add);
         return;
     }
     for (int32_t from = 0; from < a->step->n_tokens; from += TOKENS_PER_TILE) {
         int32_t tokens = plm_min(TOKENS_PER_TILE, a->step->n_tokens - from);
         plm_vectors x = plm_vector_at(&a->x, from, w->cols);
-        plm_tiles_of_several(a->isa, w, first, last, &x, tokens, out, ROWS_PER_ITEM);
+        plm_tiles_of_several(a->isa, w, first, last, &x, tokens, out, PART);
         for (int32_t t = 0; t < tokens; t++)
-            store(a->y + (int64_t)(from + t) * w->rows + first, out + t * ROWS_PER_ITEM, last - first, a->add);
+            store(a->y + (int64_t)(from + t) * w->rows + first, out + t * PART, last - first, a->add);
     }
 }
 
 static void product_item(const void *p, size_t item, int thread) {
     const plm_product *a = p;
-    int32_t first = (int32_t)item * ROWS_PER_ITEM, last = plm_min(a->w.rows, first + ROWS_PER_ITEM);
+    int32_t rows, behind, first = first_row(a, (int32_t)item, &rows), end = plm_min(a->w.rows, first + rows);
+    /* Threads take items in turn: this is its next one, unless another was faster. */
+    const int32_t then = first_row(a, (int32_t)item + a->step->threads, &behind);
     (void)thread;
-    if (a->w.arrangement == PLM_TILE16X4)
-        product_of_tiles(a, first, last);
-    else
-        product_of_rows(a, first, last);
+    for (int32_t last; first < end; first = last) {
+        last = plm_min(end, first + PART);
+        if (a->w.arrangement == PLM_TILE16X4)
+            product_of_tiles(a, first, last, last < end ? last : then);
+        else
+            product_of_rows(a, first, last);
+    }
 }
 
 /* ---- positions and the cache ---- */

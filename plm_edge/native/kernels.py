@@ -53,7 +53,9 @@ class Vectors(Structure):
 class Step(Structure):
     """plm_step."""
 
-    _fields_ = tuple((name, c_int32) for name in ("n_past", "n_tokens", "first", "threads", "near"))
+    _fields_ = tuple(
+        (name, c_int32) for name in ("n_past", "n_tokens", "first", "threads", "near", "ends")
+    )
 
 
 _ISA_STEP = (("isa", c_void_p), ("step", POINTER(Step)))
@@ -316,6 +318,11 @@ def isa_table() -> dict[str, int]:
 def asks_near() -> bool:
     """Whether a core's first cache holds what is asked for ahead (plm_step.near)."""
     return bool(lib().plm_asks_near())
+
+
+def takes_ends() -> bool:
+    """Whether outputs of a group of units are taken from both ends in turn (plm_step.ends)."""
+    return bool(lib().plm_takes_ends())
 
 
 def find_isa(name: str | None = None) -> tuple[str, int]:

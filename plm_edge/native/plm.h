@@ -66,6 +66,7 @@ typedef struct {
     int32_t first;    /* row of x that the final norm reads first */
     int32_t threads;  /* that share the work: by it each guesses what it will read next */
     int32_t near;     /* whether a token's weights are asked for into a core's first cache, or the second */
+    int32_t ends;     /* whether the outputs of a group of units are taken from both ends in turn, or from the first on */
 } plm_step;
 
 /* What the next call of `units` will read. While one computes it asks memory for that, a share with each PLM_SHARE
@@ -75,7 +76,7 @@ typedef struct {
     const uint8_t *row[PLM_BLOCK]; /* of the units that fired */
     const uint8_t *scales;
     int32_t rows, row_share, scales_share; /* how many rows; bytes of each share */
-    int32_t near;                          /* into the first cache, or the second */
+    int32_t near, ends;                    /* as in plm_step */
 } plm_ahead;
 
 /* Units of a group that fired, as integers, token after token: `count`, an even number, of `words` and of `which` (the
@@ -421,6 +422,8 @@ PLM_API const plm_isa *plm_isa_for(const plm_isa *isa, int format);
 
 /* Whether a core's first cache holds what is asked for ahead: docs/decisions.md. 0 where the system does not tell. */
 PLM_API int plm_asks_near(void);
+/* Whether outputs taken one after the other would make it read on into rows that did not fire: there too. */
+PLM_API int plm_takes_ends(void);
 
 /* ---- the bandwidth of memory (bandwidth.c) ---- */
 
