@@ -57,9 +57,12 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
+# Without llama.cpp's AMX: compilers leave out a part of its tile configuration, and it crashes in the first product
+# (ggml-org/llama.cpp issue 20824).
 $(PEERS)/.installed: pyproject.toml setup.py
 	test -d $(PEERS) || $(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/pip install --quiet --editable '.[dev,llama]'
+	CMAKE_ARGS="-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__" \
+	    $(PEERS)/bin/pip install --quiet --editable '.[dev,llama]'
 	@touch $@
 
 $(WHEELS)/.installed: Makefile
