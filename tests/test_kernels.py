@@ -198,6 +198,9 @@ def test_few_tokens_get_the_bits_they_get_alone(name, fmt, d_model, d_ffn):
     pair, x, y = Pair(fmt, d_model, d_ffn), normal(5, d_model), normal(5, d_model, seed=2)
     got = pair.fused(name, x, y, threads=2)
     union = pair.unit_rows.sum()
+    for threads in (1, 3, 16):
+        np.testing.assert_array_equal(pair.fused(name, x, y, threads=threads), got)
+        assert pair.unit_rows.sum() == union
     alone = [(pair.fused(name, *row), pair.unit_rows.sum()) for row in zip(x, y, strict=True)]
     np.testing.assert_array_equal(got, [out for out, _ in alone])
     counts = [count for _, count in alone]

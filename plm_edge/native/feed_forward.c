@@ -46,12 +46,9 @@ static void widen_group(const plm_isa *isa, const plm_matrix *down, int32_t g, i
         isa->unit_rows[down->format](group, down->rows, first, last, units_of(down, g), w);
 }
 
-size_t plm_fire_items(const void *p) {
-    (void)p;
-    return PLM_SLICES;
-}
+size_t plm_fire_items(const void *p) { return plm_stretches(PLM_SLICES, ((const plm_fire *)p)->step->threads); }
 
-/* The units of a slice: h (T, units) of the whole layer, these columns. */
+/* Some units: h (T, units) of the whole layer, these columns. */
 static void fire_up(const plm_fire *a, int32_t first, int32_t last) {
     const int64_t units = a->down.cols;
     const int32_t tokens = a->step->n_tokens;
@@ -93,30 +90,36 @@ static inline __attribute__((always_inline)) void ask_for_all(const plm_ahead *n
     for (int32_t o = 0; o < width; o += PLM_SHARE) plm_ask(next, o);
 }
 
-void plm_fire_item(const void *p, size_t slice, int thread) {
+static int32_t first_group(const plm_fire *a, int32_t slice) {
+    const int64_t groups = (a->down.cols + PLM_BLOCK - 1) / PLM_BLOCK;
+    return (int32_t)(groups * slice / PLM_SLICES);
+}
+
+void plm_fire_item(const void *p, size_t item, int thread) {
     const plm_fire *a = p;
-    int64_t groups = (a->down.cols + PLM_BLOCK - 1) / PLM_BLOCK, width = a->down.rows;
-    int32_t first = (int32_t)(groups * (int64_t)slice / PLM_SLICES);
-    int32_t last = (int32_t)(groups * ((int64_t)slice + 1) / PLM_SLICES);
-    float *y = a->partial + (int64_t)slice * width;
+    const plm_stretch slices = plm_stretch_at(PLM_SLICES, a->step->threads, item);
+    const int32_t first = first_group(a, slices.first), last = first_group(a, slices.end), tokens = a->step->n_tokens;
+    const int64_t width = a->down.rows;
+    float *y = a->partial + slices.first * width;
+    plm_ahead group[2]; /* this one and the next, whose rows come meanwhile */
     (void)thread;
-    for (int32_t t = 0; t < a->step->n_tokens; t++)
-        memset(y + t * PLM_SLICES * width, 0, (size_t)width * sizeof *y);
+    for (int32_t t = 0; t < tokens; t++)
+        memset(y + t * PLM_SLICES * width, 0, (size_t)((slices.end - slices.first) * width) * sizeof *y);
     if (first == last) return;
     fire_up(a, first * PLM_BLOCK, plm_min(last * PLM_BLOCK, a->down.cols));
-    plm_ahead group[2]; /* this one and the next, whose rows come meanwhile */
     find_group(a, first, &group[first % 2]);
     ask_for_all(&group[first % 2], a->down.rows);
-    for (int32_t g = first; g < last; g++) {
-        plm_ahead *now = &group[g % 2], *next = &group[(g + 1) % 2];
-        next->rows = next->scales_share = 0;
-        if (g + 1 < last) find_group(a, g + 1, next);
-        if (!now->rows || plm_is_super(a->down.format)) ask_for_all(next, a->down.rows);
-        for (int32_t t = 0; t < a->step->n_tokens && now->rows; t++)
-            add_group(a->isa, &a->down, g, a->h + (int64_t)t * a->down.cols + g * PLM_BLOCK,
-                      y + t * PLM_SLICES * width, next);
-        a->unit_rows[slice] += now->rows;
-    }
+    for (int32_t slice = slices.first; slice < slices.end; slice++, y += width)
+        for (int32_t g = first_group(a, slice); g < first_group(a, slice + 1); g++) {
+            plm_ahead *now = &group[g % 2], *next = &group[(g + 1) % 2];
+            next->rows = next->scales_share = 0;
+            if (g + 1 < last) find_group(a, g + 1, next);
+            if (!now->rows || plm_is_super(a->down.format)) ask_for_all(next, a->down.rows);
+            for (int32_t t = 0; t < tokens && now->rows; t++)
+                add_group(a->isa, &a->down, g, a->h + (int64_t)t * a->down.cols + g * PLM_BLOCK,
+                          y + t * PLM_SLICES * width, next);
+            a->unit_rows[slice] += now->rows;
+        }
 }
 
 size_t plm_gather_items(const void *p) {

@@ -94,32 +94,32 @@ static void pack_item(const void *p, size_t t, int thread) {
 
 /* ---- products ---- */
 
-/* What an item has of `left` parts. Of one token, whose rows memory must bring, a thread reads as many behind each other
- * as it can: each round, an item for each thread, is half of what is left. The short ones at the end let slow threads
- * and fast ones come to it together. */
-static int32_t parts_each(const plm_product *a, int32_t left) {
-    const int32_t each = left / (2 * a->step->threads);
-    return a->step->n_tokens == 1 && each > 1 ? each : 1;
+/* ---- stretches: kernels.h ---- */
+
+/* What an item has when `left` parts are left. */
+static int32_t parts_each(int32_t left, int32_t threads) {
+    const int32_t each = left / (2 * threads);
+    return each > 1 ? each : 1;
+}
+
+size_t plm_stretches(int32_t parts, int32_t threads) {
+    int32_t items = 0, each;
+    for (; (each = parts_each(parts, threads)) > 1; parts -= each * threads) items += threads;
+    return (size_t)(items + parts);
+}
+
+plm_stretch plm_stretch_at(int32_t parts, int32_t threads, size_t item) {
+    int32_t first = 0, nth = (int32_t)item, each;
+    for (; (each = parts_each(parts - first, threads)) > 1 && nth >= threads; nth -= threads) first += each * threads;
+    first = plm_min(parts, first + nth * each);
+    return (plm_stretch){first, plm_min(parts, first + each)};
 }
 
 static int32_t parts_of(const plm_product *a) { return (int32_t)plm_ceil_div((size_t)a->w.rows, PART); }
 
 static size_t product_items(const void *p) {
     const plm_product *a = p;
-    const int32_t threads = a->step->threads;
-    int32_t left = parts_of(a), items = 0, each;
-    for (; (each = parts_each(a, left)) > 1; left -= each * threads) items += threads;
-    return (size_t)(items + left);
-}
-
-/* The first row of an item, and how many follow until the next one's. Behind the last item: none of the matrix. */
-static int32_t first_row(const plm_product *a, int32_t item, int32_t *rows) {
-    const int32_t threads = a->step->threads;
-    int32_t part = 0, left = parts_of(a), each;
-    for (; (each = parts_each(a, left)) > 1 && item >= threads; item -= threads, left -= each * threads)
-        part += each * threads;
-    *rows = each * PART;
-    return (part + item * each) * PART;
+    return a->step->n_tokens == 1 ? plm_stretches(parts_of(a), a->step->threads) : (size_t)parts_of(a);
 }
 
 /* y[0..n) of one token, or added to it. */
@@ -197,14 +197,17 @@ static void product_of_tiles(const plm_product *a, int32_t first, int32_t last, 
 
 static void product_item(const void *p, size_t item, int thread) {
     const plm_product *a = p;
-    int32_t rows, behind, first = first_row(a, (int32_t)item, &rows), end = plm_min(a->w.rows, first + rows);
-    /* Threads take items in turn: this is its next one, unless another was faster. */
-    const int32_t then = first_row(a, (int32_t)item + a->step->threads, &behind);
+    const int32_t parts = parts_of(a), threads = a->step->threads;
+    plm_stretch run = {(int32_t)item, (int32_t)item + 1}, then = {parts, parts};
     (void)thread;
-    for (int32_t last; first < end; first = last) {
-        last = plm_min(end, first + PART);
+    if (a->step->n_tokens == 1) {
+        run = plm_stretch_at(parts, threads, item);
+        then = plm_stretch_at(parts, threads, item + (size_t)threads); /* threads take items in turn */
+    }
+    for (int32_t part = run.first; part < run.end; part++) {
+        const int32_t first = part * PART, last = plm_min(a->w.rows, first + PART);
         if (a->w.arrangement == PLM_TILE16X4)
-            product_of_tiles(a, first, last, last < end ? last : then);
+            product_of_tiles(a, first, last, (part + 1 < run.end ? part + 1 : then.first) * PART);
         else
             product_of_rows(a, first, last);
     }
