@@ -58,10 +58,10 @@ $(VENV)/.dev: $(VENV)/.installed
 	@touch $@
 
 # Without llama.cpp's AMX: compilers leave out a part of its tile configuration, and it crashes in the first product
-# (ggml-org/llama.cpp issue 20824).
+# (ggml-org/llama.cpp, pull request 26954).
 $(PEERS)/.installed: pyproject.toml setup.py
 	test -d $(PEERS) || $(PYTHON) -m venv $(PEERS)
-	CMAKE_ARGS="-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__" \
+	CMAKE_ARGS="$$CMAKE_ARGS -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__" \
 	    $(PEERS)/bin/pip install --quiet --editable '.[dev,llama]'
 	@touch $@
 

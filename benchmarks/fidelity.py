@@ -48,8 +48,8 @@ PROMPT, GREEDY, PROMPTS = 64, 256, 4  # ids of a prompt, tokens after it, how ma
 EXACT = 256  # positions for the runs in F32
 # Cache and activations of our runs; the first is the default, against which the others are held.
 OURS = (("f16", "int16"), ("f32", "int16"), ("q8_0", "int16"), ("f16", "int8"))
-# How a session takes its ids: so many in a call. Prefill cuts them into chunks of 256, and builds
-# keys and values for those; chunks of 16 absorb (`expanding_pays` in plm_edge/kinds/mla.py).
+# How a session takes its ids: so many in a call. Prefill builds keys and values for a window; calls
+# of 16 absorb (`expanding_pays` in plm_edge/kinds/mla.py).
 CALLS = {"step": 1, "prefill": WINDOW, "prefill by 16": 16}
 KL_COLUMNS = (
     "model", "engine", "cache", "activations", "path", "KL", "KL to default", "relative error",

@@ -12,7 +12,7 @@ from plm_edge import head_screen
 from plm_edge.native import kernels
 from plm_edge.spec import ModelSpec
 
-PREFILL_CHUNK = 256  # tokens that pass the layers together
+PREFILL_CHUNK = 512  # tokens that pass the layers together
 HEAD_ROWS = 8  # tokens whose logits are computed together
 MAX_THREADS = 256  # of a session
 _BYTES = {"i8": 8, "f4": 4, "i4": 4, "i2": 2, "u2": 2, "i1": 1, "u1": 1}

@@ -18,7 +18,8 @@ from plm_edge.cache_layout import CacheLayout
 from plm_edge.errors import DoesNotFit, Interrupted, PlmEdgeError, UsageError
 from plm_edge.runtime.any_session import AnySession, Logits
 from plm_edge.runtime.onnx_model import CACHE_TYPE, OnnxModel, onnxruntime
-from plm_edge.workspace import PREFILL_CHUNK
+
+CHUNK = 256  # tokens of a prompt at once: the scores of all their heads are in memory together
 
 
 class OnnxSession(AnySession):
@@ -49,8 +50,8 @@ class OnnxSession(AnySession):
         with self._running():
             checked = self._check_ids(ids, all_logits)
             rows = np.empty((len(checked) if all_logits else 1, self.spec.vocab), np.float32)
-            for start in range(0, len(checked), PREFILL_CHUNK):
-                chunk = checked[start : start + PREFILL_CHUNK]
+            for start in range(0, len(checked), CHUNK):
+                chunk = checked[start : start + CHUNK]
                 asked = rows[start : start + len(chunk)] if all_logits else rows
                 self._run(chunk, asked)
         return rows if all_logits else rows[0]

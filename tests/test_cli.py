@@ -83,6 +83,7 @@ def test_usage_errors(inside: Run, arguments: list[str]) -> None:
         (["chat", "{bundle}", "-p", "a", "-t", "0"], 2, "0 threads"),
         (["chat", "{bundle}", "-p", "a", "-t", "257"], 2, "257 threads"),
         (["plan", "{bundle}", "--target", "rpi", "-t", "100000"], 2, "100000 threads"),
+        (["plan", "demo", "--isa", "avx2"], 2, "--isa avx2: expected one device to plan for"),
         (["chat", "{bundle}", "-p", "a", "--backend", "magic"], 2, "magic"),
         (["chat", "{bundle}", "-p", "{long}"], 5, "the context holds 128 tokens"),
         (["chat", "{bundle}", "--load", "none.json"], 2, "found no conversation 'none.json'"),

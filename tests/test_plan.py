@@ -91,18 +91,18 @@ def test_what_is_asked_for_is_done():
 
 def test_does_not_fit_says_need_have_and_what_would_fit():
     with pytest.raises(DoesNotFit) as error:
-        make_plan(PLM, board(2100), quant="Q8_0", n_ctx=4096, cache_type="f16")
+        make_plan(PLM, board(2147), quant="Q8_0", n_ctx=4096, cache_type="f16")
     said = str(error.value)
-    assert "Q8_0 with a context of 4096 needs 2,133 MiB (weights 1,850 MiB, cache 144 MiB" in said
-    assert "Board leaves 2,100 MiB, 33 MiB less: try -ctk q8_0 or -c " in said
+    assert "Q8_0 with a context of 4096 needs 2,180 MiB (weights 1,850 MiB, cache 144 MiB" in said
+    assert "Board leaves 2,147 MiB, 33 MiB less: try -ctk q8_0 or -c " in said
     assert said.endswith(" or --quant Q4_0")
-    make_plan(PLM, board(2100), quant="Q8_0", n_ctx=4096, cache_type="q8_0")
+    make_plan(PLM, board(2147), quant="Q8_0", n_ctx=4096, cache_type="q8_0")
     context = int(said.split("-c ")[1].split()[0])
     f16 = {"quant": "Q8_0", "cache_type": "f16"}
-    assert make_plan(PLM, board(2100), n_ctx=context, **f16).n_ctx == context
+    assert make_plan(PLM, board(2147), n_ctx=context, **f16).n_ctx == context
     with pytest.raises(DoesNotFit):
-        make_plan(PLM, board(2100), n_ctx=context + 64, **f16)
-    make_plan(PLM, board(2100), quant="Q4_0", n_ctx=4096)
+        make_plan(PLM, board(2147), n_ctx=context + 64, **f16)
+    make_plan(PLM, board(2147), quant="Q4_0", n_ctx=4096)
 
 
 def test_does_not_fit_offers_both_changes_when_one_is_not_enough():
@@ -115,9 +115,9 @@ def test_does_not_fit_offers_both_changes_when_one_is_not_enough():
 def test_the_cache_is_narrowed_before_the_numbers_and_the_context():
     for usable, chosen in (
         (2200, ("Q8_0", "f16", 4096)),
-        (2100, ("Q8_0", "q8_0", 4096)),
+        (2150, ("Q8_0", "q8_0", 4096)),
         (1500, ("Q4_0", "f16", 4096)),
-        (1400, ("Q4_0", "q8_0", 4096)),
+        (1440, ("Q4_0", "q8_0", 4096)),
     ):
         plan = make_plan(PLM, board(usable))
         assert (plan.quant, plan.cache_type, plan.n_ctx) == chosen
@@ -295,7 +295,7 @@ def test_force_lifts_the_trained_context_but_not_the_memory():
     here, said = replan_for_load(PLM, plan, BOARD, Overrides(n_ctx=5000, beyond_trained=True))
     assert (here.n_ctx, here.budget.cache, said) == (5000, 5000 * 32 * 1152, [])
     with pytest.raises(DoesNotFit, match=r"context of 5000 needs .*: try -ctk q8_0 or -c \d+$"):
-        replan_for_load(PLM, plan, board(1400), Overrides(n_ctx=5000, beyond_trained=True))
+        replan_for_load(PLM, plan, board(1440), Overrides(n_ctx=5000, beyond_trained=True))
     with pytest.raises(UsageError, match="context of 0 tokens"):
         replan_for_load(PLM, plan, BOARD, Overrides(n_ctx=0, beyond_trained=True))
     wide = make_plan(PLM, board(9000), quant="F16")

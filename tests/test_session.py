@@ -94,7 +94,7 @@ def test_a_cpu_of_amd_takes_outputs_from_both_ends() -> None:
     cpu = Path("/proc/cpuinfo")
     if not cpu.exists() or platform.machine() != "x86_64":
         pytest.skip("no such question here")
-    assert kernels.takes_ends() == ("AuthenticAMD" in cpu.read_text())
+    assert kernels.alternates_ends() == ("AuthenticAMD" in cpu.read_text())
 
 
 @pytest.mark.parametrize("yes", [False, True])
@@ -102,7 +102,7 @@ def test_a_session_reads_as_this_cpu_does(
     yes: bool, bundle_of: Bundles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "asks_near", lambda: yes)
-    monkeypatch.setattr(kernels, "takes_ends", lambda: not yes)
+    monkeypatch.setattr(kernels, "alternates_ends", lambda: not yes)
     with load(bundle_of("blocks", "Q8_0")) as session:
         for step in (session._step, session._head_step):
             assert (step.near, step.ends) == (yes, not yes)
@@ -245,10 +245,12 @@ def test_truncate_and_repeat_bit_for_bit(cache_type: str, bundle_of: Bundles) ->
         assert np.array_equal(rows, session.cached_rows())
 
 
-def test_any_number_of_threads_gives_the_same_bits(bundle_of: Bundles) -> None:
+@pytest.mark.parametrize("activations", kernels.ACTIVATIONS)
+def test_any_number_of_threads_gives_the_same_bits(activations: str, bundle_of: Bundles) -> None:
     ids, rows = ids_of("blocks", 30), []
     for threads in (1, 2, 5):
-        with load(bundle_of("blocks", "Q4_0"), threads=threads) as session:
+        bundle = bundle_of("blocks", "Q4_0")
+        with load(bundle, threads=threads, activations=activations) as session:
             rows.append([session.prefill(ids), session.step(3), session.step(4)])
     assert np.array_equal(rows[0], rows[1])
     assert np.array_equal(rows[0], rows[2])

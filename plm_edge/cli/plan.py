@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plm_edge.cli.options import Json, Layout, MaybeCacheType, MaybeQuant, ModelOrShape, Pure
-from plm_edge.errors import DoesNotFit
+from plm_edge.errors import DoesNotFit, UsageError
 
 if TYPE_CHECKING:
     from plm_edge.devices import DeviceProfile
@@ -41,6 +41,11 @@ def command(
     from plm_edge.explain import level, report
     from plm_edge.plan import make_plan
 
+    if isa is not None and target is None:
+        raise UsageError(
+            f"--isa {isa}: expected one device to plan for, found the table of all; name one with "
+            "--target"
+        )
     spec, formats = to_plan(model, ctx.obj)
     chosen = {
         "quant": quant,

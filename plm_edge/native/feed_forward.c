@@ -81,7 +81,7 @@ static void find_group(const plm_fire *a, int32_t g, plm_ahead *found) {
         found->rows += fired[i];
     }
     if (plm_is_super(down->format)) plm_scales_of_part(down->format, down->rows, g % PLM_PARTS, &scales, &end);
-    found->scales = scales, found->near = a->step->near, found->ends = a->step->ends;
+    found->scales = scales;
     found->row_share = (int32_t)(bytes * PLM_SHARE / down->rows);
     found->scales_share = (int32_t)((end - scales) * PLM_SHARE / down->rows);
 }
@@ -101,7 +101,8 @@ void plm_fire_item(const void *p, size_t item, int thread) {
     const int32_t first = first_group(a, slices.first), last = first_group(a, slices.end), tokens = a->step->n_tokens;
     const int64_t width = a->down.rows;
     float *y = a->partial + slices.first * width;
-    plm_ahead group[2]; /* this one and the next, whose rows come meanwhile */
+    const plm_ahead none = {.near = a->step->near, .ends = a->step->ends};
+    plm_ahead group[2] = {none, none}; /* this one and the next, whose rows come meanwhile */
     (void)thread;
     for (int32_t t = 0; t < tokens; t++)
         memset(y + t * PLM_SLICES * width, 0, (size_t)((slices.end - slices.first) * width) * sizeof *y);

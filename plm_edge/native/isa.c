@@ -58,9 +58,9 @@ static leaf ask(unsigned number, unsigned part) {
     return l;
 }
 
-int plm_takes_ends(void) { /* AuthenticAMD */
+int plm_alternates_ends(void) {
     leaf vendor = ask(0, 0);
-    return vendor.b == 0x68747541 && vendor.d == 0x69746e65 && vendor.c == 0x444d4163;
+    return vendor.b == signature_AMD_ebx && vendor.c == signature_AMD_ecx && vendor.d == signature_AMD_edx;
 }
 
 static int all_of(unsigned bits, unsigned wanted) { return (bits & wanted) == wanted; }
@@ -89,7 +89,7 @@ static int has_avx512_vnni(void) {
 }
 #endif
 #else
-int plm_takes_ends(void) { return 0; }
+int plm_alternates_ends(void) { return 0; }
 #endif
 
 int plm_isa_runs(const plm_isa *isa) {

@@ -2,7 +2,7 @@
  * products and the cache; attend.c, expand.c, feed_forward.c and screen.c have the others. */
 #include "superblocks.h"
 
-enum { PART = 64, TOKENS_PER_TILE = 128 }; /* rows that are taken together; tokens for which a tile is unpacked once */
+enum { ROWS_AT_ONCE = 64, TOKENS_PER_TILE = 128 }; /* a tile is unpacked once for so many tokens */
 
 /* ---- embedding ---- */
 
@@ -94,32 +94,11 @@ static void pack_item(const void *p, size_t t, int thread) {
 
 /* ---- products ---- */
 
-/* ---- stretches: kernels.h ---- */
-
-/* What an item has when `left` parts are left. */
-static int32_t parts_each(int32_t left, int32_t threads) {
-    const int32_t each = left / (2 * threads);
-    return each > 1 ? each : 1;
-}
-
-size_t plm_stretches(int32_t parts, int32_t threads) {
-    int32_t items = 0, each;
-    for (; (each = parts_each(parts, threads)) > 1; parts -= each * threads) items += threads;
-    return (size_t)(items + parts);
-}
-
-plm_stretch plm_stretch_at(int32_t parts, int32_t threads, size_t item) {
-    int32_t first = 0, nth = (int32_t)item, each;
-    for (; (each = parts_each(parts - first, threads)) > 1 && nth >= threads; nth -= threads) first += each * threads;
-    first = plm_min(parts, first + nth * each);
-    return (plm_stretch){first, plm_min(parts, first + each)};
-}
-
-static int32_t parts_of(const plm_product *a) { return (int32_t)plm_ceil_div((size_t)a->w.rows, PART); }
+static int32_t pieces_of(const plm_product *a) { return (int32_t)plm_ceil_div((size_t)a->w.rows, ROWS_AT_ONCE); }
 
 static size_t product_items(const void *p) {
     const plm_product *a = p;
-    return a->step->n_tokens == 1 ? plm_stretches(parts_of(a), a->step->threads) : (size_t)parts_of(a);
+    return a->step->n_tokens == 1 ? plm_stretches(pieces_of(a), a->step->threads) : (size_t)pieces_of(a);
 }
 
 /* y[0..n) of one token, or added to it. */
@@ -131,7 +110,7 @@ static void product_of_rows(const plm_product *a, int32_t first, int32_t last) {
     const plm_matrix *w = &a->w;
     int64_t bytes = plm_row_bytes(w->format, w->cols);
     if (a->step->n_tokens == 1) {
-        float out[PART];
+        float out[ROWS_AT_ONCE];
         plm_rows_of_one(a->isa, w->format, w->data + first * bytes, w->cols, &a->x, last - first, out);
         store(a->y + first, out, last - first, a->add);
         return;
@@ -180,7 +159,7 @@ void plm_tiles_of_several(const plm_isa *isa, const plm_matrix *w, int32_t first
 /* `next`: as in plm_tiles_of_one. */
 static void product_of_tiles(const plm_product *a, int32_t first, int32_t last, int32_t next) {
     const plm_matrix *w = &a->w;
-    _Alignas(PLM_LINE) float out[TOKENS_PER_TILE * PART];
+    _Alignas(PLM_LINE) float out[TOKENS_PER_TILE * ROWS_AT_ONCE];
     if (a->step->n_tokens == 1) {
         plm_tiles_of_one(a->isa, w, first, last, &a->x, out, next, a->step->near);
         store(a->y + first, out, last - first, a->add);
@@ -189,25 +168,25 @@ static void product_of_tiles(const plm_product *a, int32_t first, int32_t last, 
     for (int32_t from = 0; from < a->step->n_tokens; from += TOKENS_PER_TILE) {
         int32_t tokens = plm_min(TOKENS_PER_TILE, a->step->n_tokens - from);
         plm_vectors x = plm_vector_at(&a->x, from, w->cols);
-        plm_tiles_of_several(a->isa, w, first, last, &x, tokens, out, PART);
+        plm_tiles_of_several(a->isa, w, first, last, &x, tokens, out, ROWS_AT_ONCE);
         for (int32_t t = 0; t < tokens; t++)
-            store(a->y + (int64_t)(from + t) * w->rows + first, out + t * PART, last - first, a->add);
+            store(a->y + (int64_t)(from + t) * w->rows + first, out + t * ROWS_AT_ONCE, last - first, a->add);
     }
 }
 
 static void product_item(const void *p, size_t item, int thread) {
     const plm_product *a = p;
-    const int32_t parts = parts_of(a), threads = a->step->threads;
-    plm_stretch run = {(int32_t)item, (int32_t)item + 1}, then = {parts, parts};
+    const int32_t pieces = pieces_of(a), threads = a->step->threads;
+    plm_stretch run = {(int32_t)item, (int32_t)item + 1}, then = {pieces, pieces};
     (void)thread;
     if (a->step->n_tokens == 1) {
-        run = plm_stretch_at(parts, threads, item);
-        then = plm_stretch_at(parts, threads, item + (size_t)threads); /* threads take items in turn */
+        run = plm_stretch_at(pieces, threads, item);
+        then = plm_stretch_at(pieces, threads, item + (size_t)threads); /* threads take items in turn */
     }
-    for (int32_t part = run.first; part < run.end; part++) {
-        const int32_t first = part * PART, last = plm_min(a->w.rows, first + PART);
+    for (int32_t piece = run.first; piece < run.end; piece++) {
+        const int32_t first = piece * ROWS_AT_ONCE, last = plm_min(a->w.rows, first + ROWS_AT_ONCE);
         if (a->w.arrangement == PLM_TILE16X4)
-            product_of_tiles(a, first, last, (part + 1 < run.end ? part + 1 : then.first) * PART);
+            product_of_tiles(a, first, last, (piece + 1 < run.end ? piece + 1 : then.first) * ROWS_AT_ONCE);
         else
             product_of_rows(a, first, last);
     }

@@ -65,15 +65,15 @@ static inline __attribute__((always_inline)) void plm_ask(const plm_ahead *next,
         plm_ask_line(next->scales + share * next->scales_share + at, next->near);
 }
 
-/* Parts of a weight that memory must bring, first .. end: as many behind each other as a thread can read. Each round, an
- * item for each thread, is half of what is left; the last ones, a part each, let slow threads and fast ones come to the
- * end together. */
+/* Pieces first .. end of a weight, cut by factoring (Hummel, Schonberg, Flynn 1992): each round gives every thread an
+ * equal share of half of what is left, then come single pieces. So a thread reads long stretches, and slow threads and
+ * fast ones come to the end together. */
 typedef struct {
     int32_t first, end;
 } plm_stretch;
 
-size_t plm_stretches(int32_t parts, int32_t threads);                    /* how many items */
-plm_stretch plm_stretch_at(int32_t parts, int32_t threads, size_t item); /* behind the last one: none */
+size_t plm_stretches(int32_t pieces, int32_t threads);                    /* how many items */
+plm_stretch plm_stretch_at(int32_t pieces, int32_t threads, size_t item); /* behind the last one: none */
 
 typedef void plm_tile(const uint8_t *tile, int32_t cols, const plm_vectors *x, int32_t tokens, float *y,
                       int32_t stride);

@@ -51,7 +51,7 @@ class Vectors(Structure):
 
 
 class Step(Structure):
-    """plm_step."""
+    """plm_step; `threads` must be set."""
 
     _fields_ = tuple(
         (name, c_int32) for name in ("n_past", "n_tokens", "first", "threads", "near", "ends")
@@ -320,9 +320,9 @@ def asks_near() -> bool:
     return bool(lib().plm_asks_near())
 
 
-def takes_ends() -> bool:
+def alternates_ends() -> bool:
     """Whether outputs of a group of units are taken from both ends in turn (plm_step.ends)."""
-    return bool(lib().plm_takes_ends())
+    return bool(lib().plm_alternates_ends())
 
 
 def find_isa(name: str | None = None) -> tuple[str, int]:

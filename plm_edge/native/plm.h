@@ -2,8 +2,8 @@
  *
  * Plain C11. No allocation, no output, no state of its own: the caller owns every byte, the thread pool
  * lives in memory the caller gives. A kernel is a pair of functions over one struct of arguments: how many
- * independent items there are now, and do item i. An item's result never depends on which thread does it
- * or how many there are, so a session repeats bit for bit on any number of threads.
+ * independent items there are now, and do item i. What an item holds may depend on how many threads
+ * there are, what is computed never, so a session repeats bit for bit on any number of threads.
  *
  * Numbers: activations are float. Against integer weights (Q8_0, Q4_0) they enter as 16-bit integers with
  * one scale for each block of 32 values, so the sums inside a block are exact in 32 bits:
@@ -64,9 +64,9 @@ typedef struct {
     int32_t n_past;   /* rows in the cache before this call */
     int32_t n_tokens; /* tokens of this call */
     int32_t first;    /* row of x that the final norm reads first */
-    int32_t threads;  /* that share the work: by it each guesses what it will read next */
+    int32_t threads;  /* at least 1, that share the work: so a token's rows and slices are cut into items */
     int32_t near;     /* whether a token's weights are asked for into a core's first cache, or the second */
-    int32_t ends;     /* whether the outputs of a group of units are taken from both ends in turn, or from the first on */
+    int32_t ends;     /* whether the outputs of a group of units are taken from both ends in turn, or in order */
 } plm_step;
 
 /* What the next call of `units` will read. While one computes it asks memory for that, a share with each PLM_SHARE
@@ -423,7 +423,7 @@ PLM_API const plm_isa *plm_isa_for(const plm_isa *isa, int format);
 /* Whether a core's first cache holds what is asked for ahead: docs/decisions.md. 0 where the system does not tell. */
 PLM_API int plm_asks_near(void);
 /* Whether outputs taken one after the other would make it read on into rows that did not fire: there too. */
-PLM_API int plm_takes_ends(void);
+PLM_API int plm_alternates_ends(void);
 
 /* ---- the bandwidth of memory (bandwidth.c) ---- */
 
