@@ -61,7 +61,7 @@ def test_threads_share_the_rows_of_a_product(name, arrangement, rows):
         np.testing.assert_array_equal(product(name, weight, x, y, True, threads), want)
 
 
-def test_a_token_s_rows_are_shared_in_runs(name):
+def test_a_token_s_rows_are_shared_in_stretches(name):
     weight, out = Weight("Q4_0", "tile16x4", 48 * 64, 32), floats(2 * 48 * 64)
 
     def items(tokens, threads):
@@ -70,7 +70,7 @@ def test_a_token_s_rows_are_shared_in_runs(name):
         op = kernels.op("product", args)
         return ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(op.kernel.items)(op.args)
 
-    assert items(1, 2) == 2 + 2 + 2 + 6  # runs of 12, 6, 3 and 1 times 64 rows
+    assert items(1, 2) == 2 + 2 + 2 + 6  # 12, 6, 3 and 1 times 64 rows
     assert items(1, 7) == 7 + 27  # 3 and 1
     assert items(1, 64) == items(2, 2) == 48
 

@@ -182,8 +182,9 @@ INLINED void add_outputs_q4_0(const fired *f, const uint8_t *scales, int32_t o, 
     }
 }
 
-/* The first output of share i of `shares`: in order, or from both ends in turn. Rows read from one end to the other look
- * like streams to a CPU: one reads on within them, which helps, another behind them, into rows that did not fire. */
+/* The first output of share i of `shares`: in order, or from both ends in turn. Rows read from one end to the other
+ * look like streams to a CPU: one reads on within them, which helps, another behind them, into rows that did not
+ * fire. */
 static inline int32_t share_at(int32_t i, int32_t shares, int32_t ends) {
     return PLM_SHARE * (!ends ? i : i % 2 ? shares - 1 - i / 2 : i / 2);
 }

@@ -96,9 +96,12 @@ static void pack_item(const void *p, size_t t, int thread) {
 
 static int32_t pieces_of(const plm_product *a) { return (int32_t)plm_ceil_div((size_t)a->w.rows, ROWS_AT_ONCE); }
 
+/* For how many threads its stretches are cut: several tokens are bound by arithmetic and go piece by piece. */
+static int32_t sharers_of(const plm_product *a) { return a->step->n_tokens == 1 ? a->step->threads : pieces_of(a); }
+
 static size_t product_items(const void *p) {
     const plm_product *a = p;
-    return a->step->n_tokens == 1 ? plm_stretches(pieces_of(a), a->step->threads) : (size_t)pieces_of(a);
+    return plm_stretches(pieces_of(a), sharers_of(a));
 }
 
 /* y[0..n) of one token, or added to it. */
@@ -176,17 +179,14 @@ static void product_of_tiles(const plm_product *a, int32_t first, int32_t last, 
 
 static void product_item(const void *p, size_t item, int thread) {
     const plm_product *a = p;
-    const int32_t pieces = pieces_of(a), threads = a->step->threads;
-    plm_stretch run = {(int32_t)item, (int32_t)item + 1}, then = {pieces, pieces};
+    const int32_t pieces = pieces_of(a), sharers = sharers_of(a);
+    const plm_stretch mine = plm_stretch_at(pieces, sharers, item);
+    const plm_stretch then = plm_stretch_at(pieces, sharers, item + (size_t)sharers); /* threads take items in turn */
     (void)thread;
-    if (a->step->n_tokens == 1) {
-        run = plm_stretch_at(pieces, threads, item);
-        then = plm_stretch_at(pieces, threads, item + (size_t)threads); /* threads take items in turn */
-    }
-    for (int32_t piece = run.first; piece < run.end; piece++) {
+    for (int32_t piece = mine.first; piece < mine.end; piece++) {
         const int32_t first = piece * ROWS_AT_ONCE, last = plm_min(a->w.rows, first + ROWS_AT_ONCE);
         if (a->w.arrangement == PLM_TILE16X4)
-            product_of_tiles(a, first, last, (piece + 1 < run.end ? piece + 1 : then.first) * ROWS_AT_ONCE);
+            product_of_tiles(a, first, last, (piece + 1 < mine.end ? piece + 1 : then.first) * ROWS_AT_ONCE);
         else
             product_of_rows(a, first, last);
     }

@@ -1,4 +1,4 @@
-/* What the files of kernels share: sizes of rows and tiles. */
+/* What the files of kernels share: sizes of rows and tiles, requests to memory, stretches of a weight. */
 #ifndef PLM_KERNELS_H
 #define PLM_KERNELS_H
 

@@ -422,7 +422,7 @@ PLM_API const plm_isa *plm_isa_for(const plm_isa *isa, int format);
 
 /* Whether a core's first cache holds what is asked for ahead: docs/decisions.md. 0 where the system does not tell. */
 PLM_API int plm_asks_near(void);
-/* Whether outputs taken one after the other would make it read on into rows that did not fire: there too. */
+/* Whether this CPU reads on behind rows whose outputs are taken in order, into rows that did not fire: there too. */
 PLM_API int plm_alternates_ends(void);
 
 /* ---- the bandwidth of memory (bandwidth.c) ---- */
