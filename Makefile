@@ -58,11 +58,12 @@ $(VENV)/.dev: $(VENV)/.installed
 	@touch $@
 
 # Without llama.cpp's AMX: compilers leave out a part of its tile configuration, and it crashes in the first product
-# (ggml-org/llama.cpp, pull request 26954).
+# (ggml-org/llama.cpp, pull request 26954). pip keeps what it once built whatever the flags were, so this build has a
+# cache to itself.
 $(PEERS)/.installed: pyproject.toml setup.py
 	test -d $(PEERS) || $(PYTHON) -m venv $(PEERS)
 	CMAKE_ARGS="$$CMAKE_ARGS -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__" \
-	    $(PEERS)/bin/pip install --quiet --editable '.[dev,llama]'
+	    $(PEERS)/bin/pip install --quiet --cache-dir $(HOME)/.cache/plm-edge-peers/pip-without-amx --editable '.[dev,llama]'
 	@touch $@
 
 $(WHEELS)/.installed: Makefile
