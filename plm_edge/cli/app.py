@@ -33,6 +33,7 @@ from plm_edge.errors import DoesNotFit, Interrupted, OutputError, PlmEdgeError
 
 INTERNAL_ERROR = 70
 BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
+UsageMistake: Any = typer.BadParameter.__base__  # of all of them, in whichever click typer brings
 
 
 class Ended(SystemExit):
@@ -72,12 +73,25 @@ def _named() -> Iterator[None]:
 class Group(TyperGroup):
     """Runs a command; what the user can cause is one line on stderr."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse what stands before a command; -h and --version print here."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except UsageMistake as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # typer prints the help
+                raise
+            fail(_mistaken(error), error.exit_code)
+        except BrokenPipeError:
+            raise typer.Exit(BROKEN_PIPE) from None
+
     def invoke(self, ctx: Any) -> Any:
         """Call the command, and turn its errors into exit codes."""
         try:
             return self._call(ctx)
         except PlmEdgeError as error:
             fail(str(error), error.exit_code)
+        except UsageMistake as error:
+            fail(_mistaken(error), error.exit_code)
         except KeyboardInterrupt:
             fail("interrupted", Interrupted.exit_code)
         except Ended as end:
@@ -107,6 +121,15 @@ def _signal_behind(error: BaseException | None) -> BaseException | None:
     while not (error is None or isinstance(error, KeyboardInterrupt)):
         error = error.__context__
     return error
+
+
+def _mistaken(error: Any) -> str:
+    """What a command was given that it does not take, and where it says what it takes."""
+    asked = (
+        f"{error.ctx.command_path} -h" if error.ctx else "-h"
+    )  # a missing value knows no command
+    message = error.format_message().removesuffix(".")
+    return f"{message}{'' if message.endswith('?') else ';'} `{asked}` shows what it takes"
 
 
 def _said(error: OSError) -> str:
