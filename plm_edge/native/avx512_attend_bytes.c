@@ -108,7 +108,7 @@ INLINED void blend_block(const int8_t *four, int64_t step, int32_t fours, const 
     for (int l = 0; l < L; l++) sum[l][0] = sum[l][1] = _mm512_setzero_si512();
     for (int32_t k = 0; k < fours; k++) {
         for (uintptr_t at = (uintptr_t)k * LINE; at < share; at += (uintptr_t)fours * LINE)
-            _mm_prefetch((const void *)(next + at), _MM_HINT_T0);
+            _mm_prefetch((const void *)(next + at), _MM_HINT_T1);
         __m512i v = load64(four + k * step), w = load64(four + k * step + 64);
         for (int l = 0; l < L; l++) {
             __m512i weight = in_every(coefficients + k * PLM_TILE + l);
