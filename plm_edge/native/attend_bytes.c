@@ -7,9 +7,9 @@ enum { AT_ONCE = 16 }; /* rows that are laid out and scored together: few enough
 
 /* Within the room of plm_query_bytes: floats need more. */
 typedef struct {
-    int8_t *q;    /* (heads, rank) */
-    float *scale; /* (heads, rank / 32), with the scale of the scores in it */
-    int32_t *sum; /* (heads, rank / 32), of q */
+    int8_t *q;      /* (heads, rank) */
+    float *scale;   /* (heads, rank / 32), with the scale of the scores in it */
+    int32_t *start; /* (heads, rank / 32): -128 times the sum of q */
 } byte_queries;
 
 static byte_queries queries_at(const plm_attention *a, uint8_t *queries) {
@@ -23,9 +23,10 @@ void plm_pack_byte_query(const plm_attention *a, int32_t head, const float *late
     const int32_t blocks = a->rank / PLM_BLOCK;
     int8_t *q = all.q + (int64_t)head * a->rank;
     float *scale = all.scale + head * blocks;
-    a->isa->pack(latent, a->rank, PLM_BYTE, space, scale, all.sum + head * blocks);
+    int32_t *start = all.start + head * blocks;
+    a->isa->pack(latent, a->rank, PLM_BYTE, space, scale, start);
     for (int32_t i = 0; i < a->rank; i++) q[i] = (int8_t)space[i];
-    for (int32_t b = 0; b < blocks; b++) scale[b] *= a->scale;
+    for (int32_t b = 0; b < blocks; b++) scale[b] *= a->scale, start[b] *= -128;
 }
 
 typedef struct {
@@ -63,22 +64,21 @@ size_t plm_attend_bytes_scratch(const plm_attention *a) {
     return take_bytes(&w, NULL, a);
 }
 
-/* The queries of a group of 16 heads side by side. */
-static void weave_queries(const plm_slice *s, int32_t group, const byte_room *w) {
+/* n times 32 bits of each head of a group, side by side. */
+static void beside_each_other(const plm_slice *s, int32_t first, const void *x, int32_t stride, int32_t n, void *y) {
+    const int32_t lanes = plm_min(PLM_TILE, s->a->heads - first);
+    s->a->isa->lanes((const float *)x, stride, lanes, n, (float *)y);
+}
+
+/* The queries of the group of 16 heads that begins at `first`. */
+static void weave_queries(const plm_slice *s, int32_t first, const byte_room *w) {
     const plm_attention *a = s->a;
     const byte_queries all = queries_at(a, s->queries);
-    const int32_t first = group * PLM_TILE, lanes = plm_min(PLM_TILE, a->heads - first), blocks = a->rank / PLM_BLOCK;
-    const int32_t each = a->nope + a->rope, at = first * blocks;
-    int8_t *panel = w->panels + (int64_t)first * a->rank;
-    memset(panel, 0, (size_t)(a->rank * PLM_TILE) * sizeof *panel);
-    memset(w->start + at, 0, (size_t)(blocks * PLM_TILE) * sizeof *w->start);
-    for (int32_t c = 0; c < a->rank; c += 4, panel += 4 * PLM_TILE)
-        for (int32_t l = 0; l < lanes; l++) memcpy(panel + 4 * l, all.q + (int64_t)(first + l) * a->rank + c, 4);
-    for (int32_t b = 0; b < blocks; b++)
-        for (int32_t l = 0; l < lanes; l++)
-            w->start[at + b * PLM_TILE + l] = -128 * all.sum[(first + l) * blocks + b];
-    a->isa->lanes(all.scale + first * blocks, blocks, lanes, blocks, w->scales + at);
-    a->isa->lanes(s->q + (int64_t)first * each + a->nope, each, lanes, a->rope, w->ropes + first * a->rope);
+    const int32_t words = a->rank / 4, blocks = a->rank / PLM_BLOCK, each = a->nope + a->rope;
+    beside_each_other(s, first, all.q + (int64_t)first * a->rank, words, words, w->panels + (int64_t)first * a->rank);
+    beside_each_other(s, first, all.start + first * blocks, blocks, blocks, w->start + first * blocks);
+    beside_each_other(s, first, all.scale + first * blocks, blocks, blocks, w->scales + first * blocks);
+    beside_each_other(s, first, s->q + (int64_t)first * each + a->nope, each, a->rope, w->ropes + first * a->rope);
 }
 
 /* The scores of n rows from `at` on, and what the weights will need of them. */
@@ -107,7 +107,7 @@ void plm_attend_in_bytes(const plm_slice *s, uint8_t *scratch) {
     const int32_t groups = (int32_t)plm_panels_of(a->heads), rank = a->rank, tail = rank / PLM_BLOCK + a->rope;
     byte_room w;
     take_bytes(&w, scratch, a);
-    for (int32_t g = 0; g < groups; g++) weave_queries(s, g, &w);
+    for (int32_t h = 0; h < a->heads; h += PLM_TILE) weave_queries(s, h, &w);
     for (int32_t i = 0; i < groups * PLM_TILE; i++) w.most[i] = -INFINITY, w.sum[i] = 0.0f;
     for (int32_t at = s->first; at < s->last; at += PLM_BYTE_ROWS) {
         const int32_t n = plm_min(PLM_BYTE_ROWS, s->last - at);

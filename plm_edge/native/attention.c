@@ -138,9 +138,7 @@ void plm_weave_rows(const plm_isa *isa, const int16_t *x, const float *x_scale, 
     for (int32_t at = 0; at < n; at += PLM_TILE, panels += width * PLM_TILE, scales += blocks * PLM_TILE) {
         int32_t lanes = plm_min(PLM_TILE, n - at);
         isa->weave(x + (int64_t)at * width, width, 1, lanes, width, panels);
-        for (int32_t b = 0; b < blocks; b++)
-            for (int32_t r = 0; r < PLM_TILE; r++)
-                scales[b * PLM_TILE + r] = r < lanes ? x_scale[(at + r) * blocks + b] : 0.0f;
+        isa->lanes(x_scale + at * blocks, blocks, lanes, blocks, scales);
     }
 }
 

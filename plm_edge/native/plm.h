@@ -164,7 +164,8 @@ typedef struct {
     /* y = blocks of 32 bytes, each times its scale, a half. */
     void (*widen_bytes)(const int8_t *q, const uint16_t *scales, int32_t blocks, float *y);
     /* Attention in floats, 16 heads at a time, one in each lane. The sums may be taken in any order.
-     * lanes: y (n, 16) = x (n_lanes, n) transposed, its rows `stride` apart, zeros in the other lanes.
+     * lanes: y (n, 16) = x (n_lanes, n) transposed, its rows `stride` apart, zeros in the other lanes. Bit by bit, so x
+     *   may be any values of 32 bits.
      * scores: y (rows, 16) = scale * (x (rows, n) . q (n, 16)), rows of x `stride` apart. Meanwhile memory may be asked
      *   for rows * n halves at `next`, unless that is NULL.
      * softmax: for each lane, most = the maximum of it and of x (rows, 16); x = e^(x - most); shrink = e^(most before -

@@ -2,8 +2,9 @@
 #include "kernels.h"
 
 void plm_scalar_lanes(const float *x, int32_t stride, int32_t n_lanes, int32_t n, float *y) {
-    for (int64_t c = 0; c < n; c++)
-        for (int64_t l = 0; l < PLM_TILE; l++) y[c * PLM_TILE + l] = l < n_lanes ? x[l * stride + c] : 0.0f;
+    memset(y, 0, (size_t)(n * PLM_TILE) * sizeof *y);
+    for (int64_t c = 0; c < n; c++) /* as bits: they need not be floats */
+        for (int64_t l = 0; l < n_lanes; l++) memcpy(y + c * PLM_TILE + l, x + l * stride + c, sizeof *y);
 }
 
 void plm_scalar_scores(const float *q, const float *x, int32_t stride, int32_t rows, int32_t n, float scale, float *y,
