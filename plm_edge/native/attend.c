@@ -281,5 +281,9 @@ void plm_unabsorb_item(const void *p, size_t item, int thread) {
         a->isa->pack(latent, a->rank, PLM_LARGEST, x.q, x.scale, x.sum);
     }
     float *y = a->y + ((int64_t)t * a->heads + h) * a->v_head;
-    plm_rows_of_one(a->isa, a->kv_b.format, plm_head_row(a, h, a->nope), a->rank, &x, a->v_head, y);
+    /* A thread's next head is probably as many behind as there are threads. */
+    const size_t next = item + (size_t)a->step->threads;
+    const int32_t next_h = (int32_t)(next % (size_t)a->heads);
+    plm_rows_of_one(a->isa, a->kv_b.format, plm_head_row(a, h, a->nope), a->rank, &x, a->v_head, y,
+                    next < plm_unabsorb_items(a) ? plm_head_row(a, next_h, a->nope) : NULL);
 }

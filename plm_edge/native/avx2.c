@@ -141,11 +141,13 @@ static void blend_words(const float *weights, const int16_t *x, const float *sca
     pairs_blend_words(weights, x, scales, stride, rows, n, shrink, lanes, y, y_stride, next, add_in_two);
 }
 
-static void rows_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y) {
-    pairs_rows(w, cols, x, count, y, PLM_Q8_0, add_in_two);
+static void rows_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y,
+                      const uint8_t *next) {
+    pairs_rows(w, cols, x, count, y, next, PLM_Q8_0, add_in_two);
 }
-static void rows_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y) {
-    pairs_rows(w, cols, x, count, y, PLM_Q4_0, add_in_two);
+static void rows_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y,
+                      const uint8_t *next) {
+    pairs_rows(w, cols, x, count, y, next, PLM_Q4_0, add_in_two);
 }
 
 const plm_isa plm_avx2 = {

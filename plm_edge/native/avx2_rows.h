@@ -50,17 +50,17 @@ INLINED __m256 eight_rows(const uint8_t *w, int64_t bytes, const plm_vectors *x,
     return y;
 }
 
-INLINED void pairs_rows(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y, int format,
-                        add_pairs *add) {
+INLINED void pairs_rows(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y,
+                        const uint8_t *next, int format, add_pairs *add) {
     const int size = plm_block_bytes(format);
     const int32_t blocks = cols / PLM_BLOCK, whole = blocks / 8 * 8;
     const int64_t bytes = plm_row_bytes(format, cols);
     for (; count >= 8; count -= 8, w += 8 * bytes, y += 8) {
         __m256 sum = _mm256_setzero_ps();
         for (int32_t b = 0; b < whole; b += TOGETHER) {
-            const uint8_t *at = w + b * size, *next = count >= 16 ? at + 8 * bytes : NULL;
+            const uint8_t *at = w + b * size, *then = count >= 16 ? at + 8 * bytes : next ? next + b * size : NULL;
             const int32_t n = (whole - b < TOGETHER ? whole - b : TOGETHER) / 8;
-            sum = eight_rows(at, bytes, x, b, n, next, sum, format, add);
+            sum = eight_rows(at, bytes, x, b, n, then, sum, format, add);
         }
         _mm256_storeu_ps(y, sum);
         for (int r = 0; whole < blocks && r < 8; r++)

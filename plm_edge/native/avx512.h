@@ -153,8 +153,10 @@ void avx512_several_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, i
 float avx512_row_f32(const uint8_t *w, int32_t cols, const plm_vectors *x);
 float avx512_row_f16(const uint8_t *w, int32_t cols, const plm_vectors *x);
 float avx512_row_bf16(const uint8_t *w, int32_t cols, const plm_vectors *x);
-void avx512_several_rows_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y);
-void avx512_several_rows_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y);
+void avx512_several_rows_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y,
+                              const uint8_t *next);
+void avx512_several_rows_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y,
+                              const uint8_t *next);
 void avx512_add_f32(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
 void avx512_add_f16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);
 void avx512_add_bf16(const uint8_t *w, int32_t n, const float *a, int32_t count, float *y);

@@ -102,18 +102,18 @@ INLINED __m512 scales_q8_0(const uint8_t *w, int64_t bytes) {
     return _mm512_cvtph_ps(lower(_mm512_permutexvar_epi16(_mm512_castsi256_si512(order), v)));
 }
 
-/* Sixteen rows times the blocks of `fours` steps, added to y. Meanwhile memory is asked for their share of `next`, the
- * rows behind. */
-INLINED __m512 sixteen_rows(const uint8_t *w, int64_t bytes, const four_blocks *x, int32_t fours, const uint8_t *next,
-                            __m512 y, int format) {
+/* Four rows of each of four streams that lie `apart`, times the blocks of `fours` steps, added to y. Meanwhile memory is
+ * asked for their share of the rows at `next`, which lie as these do. */
+INLINED __m512 sixteen_rows(const uint8_t *w, int64_t bytes, int64_t apart, const four_blocks *x, int32_t fours,
+                            const uint8_t *next, __m512 y, int format) {
     const int block = plm_block_bytes(format);
     for (int32_t k = 0; k < fours; k++, x++, w += 4 * block) {
         __m512i part[4];
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
-            const uint8_t *rows = w + 4 * i * bytes;
+            const uint8_t *rows = w + i * apart;
             for (int at = 0; next && at < 16 * block; at += LINE)
-                _mm_prefetch((const void *)(next + (4 * k + i) * 16 * block + at), _MM_HINT_T0);
+                _mm_prefetch((const void *)(next + i * apart + 16 * k * block + at), _MM_HINT_T0);
             __m512i sums = format == PLM_Q8_0 ? sums_q8_0(rows, bytes, x) : sums_q4_0(rows, bytes, x);
             __m512 scales = format == PLM_Q8_0 ? scales_q8_0(rows, bytes) : scales_q4_0(rows, bytes);
             __m512 whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, x->off));
@@ -125,30 +125,37 @@ INLINED __m512 sixteen_rows(const uint8_t *w, int64_t bytes, const four_blocks *
     return y;
 }
 
-INLINED void rows_of(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y, int format) {
+/* Each quarter of the rows is a stream: of four memory answers more at once than of one. */
+INLINED void rows_of(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y,
+                     const uint8_t *next, int format) {
     const int32_t block = plm_block_bytes(format), blocks = cols / PLM_BLOCK, whole = blocks / 4 * 4;
-    const int64_t bytes = blocks * (int64_t)block;
+    const int32_t quarter = count / PLM_TILE * 4;
+    const int64_t bytes = blocks * (int64_t)block, apart = quarter * bytes;
     four_blocks ready[READY / 4];
-    int32_t r = 0;
-    for (; r + PLM_TILE <= count; r += PLM_TILE, w += PLM_TILE * bytes) {
-        const uint8_t *next = r + 2 * PLM_TILE <= count ? w + PLM_TILE * bytes : NULL;
-        __m512 out = _mm512_setzero_ps();
+    for (int32_t r = 0; r < quarter; r += 4) {
+        const uint8_t *now = w + r * bytes, *then = r + 4 < quarter ? now + 4 * bytes : next;
+        __m512 sums = _mm512_setzero_ps();
+        float out[PLM_TILE];
         for (int32_t b = 0; b < whole; b += READY) {
             const int32_t fours = (whole - b < READY ? whole - b : READY) / 4;
             for (int32_t k = 0; (!r || whole > READY) && k < fours; k++) ready[k] = blocks_at(x, b + 4 * k, format);
-            const uint8_t *share = next ? next + PLM_TILE * b * block : NULL;
-            out = sixteen_rows(w + b * block, bytes, ready, fours, share, out, format);
+            const uint8_t *share = then ? then + 4 * b * block : NULL;
+            sums = sixteen_rows(now + b * block, bytes, apart, ready, fours, share, sums, format);
         }
-        _mm512_storeu_ps(y + r, out);
-        for (int i = 0; whole < blocks && i < PLM_TILE; i++)
-            y[r + i] = pairs_rest(y[r + i], w + i * bytes, whole, blocks, x, format, add_in_one);
+        _mm512_storeu_ps(out, sums);
+        for (int i = 0; i < PLM_TILE; i++) {
+            const int32_t row = i / 4 * quarter + r + i % 4;
+            y[row] = whole == blocks ? out[i] : pairs_rest(out[i], w + row * bytes, whole, blocks, x, format, add_in_one);
+        }
     }
-    for (; r < count; r++, w += bytes) y[r] = pairs_row(w, cols, x, format, add_in_one);
+    for (int32_t r = 4 * quarter; r < count; r++) y[r] = pairs_row(w + r * bytes, cols, x, format, add_in_one);
 }
 
-void avx512_several_rows_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y) {
-    rows_of(w, cols, x, count, y, PLM_Q8_0);
+void avx512_several_rows_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y,
+                              const uint8_t *next) {
+    rows_of(w, cols, x, count, y, next, PLM_Q8_0);
 }
-void avx512_several_rows_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y) {
-    rows_of(w, cols, x, count, y, PLM_Q4_0);
+void avx512_several_rows_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y,
+                              const uint8_t *next) {
+    rows_of(w, cols, x, count, y, next, PLM_Q4_0);
 }

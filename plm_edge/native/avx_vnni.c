@@ -63,11 +63,13 @@ static float row_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x) {
     return pairs_row(w, cols, x, PLM_Q4_0, add_in_one);
 }
 
-static void rows_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y) {
-    pairs_rows(w, cols, x, count, y, PLM_Q8_0, add_in_one);
+static void rows_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y,
+                      const uint8_t *next) {
+    pairs_rows(w, cols, x, count, y, next, PLM_Q8_0, add_in_one);
 }
-static void rows_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y) {
-    pairs_rows(w, cols, x, count, y, PLM_Q4_0, add_in_one);
+static void rows_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t count, float *y,
+                      const uint8_t *next) {
+    pairs_rows(w, cols, x, count, y, next, PLM_Q4_0, add_in_one);
 }
 
 /* ---- groups of units ---- */

@@ -114,7 +114,8 @@ static void product_of_rows(const plm_product *a, int32_t first, int32_t last) {
     int64_t bytes = plm_row_bytes(w->format, w->cols);
     if (a->step->n_tokens == 1) {
         float out[ROWS_AT_ONCE];
-        plm_rows_of_one(a->isa, w->format, w->data + first * bytes, w->cols, &a->x, last - first, out);
+        const uint8_t *next = 2 * last - first <= w->rows ? w->data + last * bytes : NULL;
+        plm_rows_of_one(a->isa, w->format, w->data + first * bytes, w->cols, &a->x, last - first, out, next);
         store(a->y + first, out, last - first, a->add);
         return;
     }

@@ -87,12 +87,12 @@ void plm_tiles_of_one(const plm_isa *isa, const plm_matrix *w, int32_t first, in
 void plm_tiles_of_several(const plm_isa *isa, const plm_matrix *w, int32_t first, int32_t last, const plm_vectors *x,
                           int32_t tokens, float *y, int32_t stride);
 
-/* y (count) = plain rows that lie behind each other times one token. */
+/* y (count) = plain rows that lie behind each other times one token. `next`: as in plm_isa. */
 static inline void plm_rows_of_one(const plm_isa *isa, int format, const uint8_t *rows, int32_t cols,
-                                   const plm_vectors *x, int32_t count, float *y) {
+                                   const plm_vectors *x, int32_t count, float *y, const uint8_t *next) {
     const int64_t bytes = plm_row_bytes(format, cols);
     if (isa->rows[format])
-        isa->rows[format](rows, cols, x, count, y);
+        isa->rows[format](rows, cols, x, count, y, next);
     else
         for (int32_t i = 0; i < count; i++) y[i] = isa->row[format](rows + i * bytes, cols, x);
 }

@@ -111,8 +111,10 @@ typedef struct {
     /* A plain row times x. */
     float (*row[PLM_FORMATS])(const uint8_t *row, int32_t cols, const plm_vectors *x);
     /* y (count) = plain rows that lie behind each other times x, the bits of `row`. Meanwhile memory is asked for rows
-     * that come next, but for none past the last. NULL where that is no faster than one after the other. */
-    void (*rows[PLM_FORMATS])(const uint8_t *rows, int32_t cols, const plm_vectors *x, int32_t count, float *y);
+     * that come next, at the end for the first ones of `count` others at `next`, unless that is NULL. NULL where that
+     * is no faster than one after the other. */
+    void (*rows[PLM_FORMATS])(const uint8_t *rows, int32_t cols, const plm_vectors *x, int32_t count, float *y,
+                              const uint8_t *next);
     /* y[0..n) += sum over i < count of a[i] * plain row i of n values. */
     void (*add_rows[PLM_FORMATS])(const uint8_t *rows, int32_t n, const float *a, int32_t count, float *y);
     /* y[o] += sum over the units n of one group of a[n] * w[n][o]. A unit whose a[n] is 0 is not read.
