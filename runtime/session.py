@@ -53,7 +53,7 @@ class Session(AnySession):
                 "use a shorter one (-c)"
             ) from None
         self._buffers["turns"][:] = self._attention.turns(self.spec, n_ctx)
-        near, ends = native.asks_near(), native.alternates_ends()
+        near, ends = native.asks_into(), native.alternates_ends()
         self._step, self._head_step = (
             native.Step(threads=threads, near=near, ends=ends) for _ in range(2)
         )

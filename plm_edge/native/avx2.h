@@ -10,8 +10,9 @@
 #define INLINED static inline __attribute__((always_inline)) /* so that what is constant in a call is so inside */
 
 enum { LINE = PLM_LINE };
-/* Bytes: how far before their use weights are asked for. SOON: those of each of several tiles, which need less. */
-enum { AHEAD = 4096, SOON = 2048 };
+/* Bytes: how far before their use weights are asked for. SOON: those of each of several tiles, which need less; where
+ * they come into both caches, into the second LATER, into the first AT_LAST. */
+enum { AHEAD = 4096, SOON = 2048, LATER = 2560, AT_LAST = 1024 };
 
 /* Ask memory for as many bytes as are used now, AHEAD of them: the CPU's own prefetcher stops at every page. Past the
  * end of the weights this does nothing, but the address must not be made as a pointer. Always inlined: see
@@ -21,26 +22,41 @@ INLINED void ask_ahead(const uint8_t *w, int bytes) {
     for (int at = 0; at < bytes; at += LINE) _mm_prefetch((const void *)(first + (unsigned)at), _MM_HINT_T0);
 }
 
-/* The same for `n` bytes of each of N tiles of `bytes`, of which those at `at` are used now; past their end, for those
- * at `next`. `near`: as in plm_step. */
-INLINED void ask_tiles(const uint8_t *w, int64_t bytes, int64_t at, int n, const uint8_t *next, int near, int N) {
-    const int64_t soon = at + (N == 1 ? AHEAD : SOON);
-    const uintptr_t first = soon < bytes ? (uintptr_t)w + (uintptr_t)soon : (uintptr_t)next + (uintptr_t)(soon - bytes);
+/* Ask for the lines that begin within `n` bytes of each of N tiles of `bytes`, `ahead` of those at `at`; past their end,
+ * for those at `next`. */
+INLINED void ask_lines(const uint8_t *w, int64_t bytes, int64_t at, int n, int ahead, const uint8_t *next, int near,
+                       int N) {
+    const int64_t line = (at + ahead + LINE - 1) / LINE * LINE, end = at + ahead + n;
+    const uintptr_t first = line < bytes ? (uintptr_t)w + (uintptr_t)line : (uintptr_t)next + (uintptr_t)(line - bytes);
     for (int i = 0; i < N; i++) {
-        uintptr_t line = first + (uintptr_t)(i * bytes);
-        __asm__("" : "+r"(line)); /* gcc 12 would keep the address of each line, and spill them */
-        for (int k = 0; k < n; k += LINE) plm_ask_line((const uint8_t *)(line + (uintptr_t)k), near);
+        uintptr_t of_tile = first + (uintptr_t)(i * bytes);
+        __asm__("" : "+r"(of_tile)); /* gcc 12 would keep the address of each line, and spill them */
+        for (int k = 0; line + k < end; k += LINE) plm_ask_line((const uint8_t *)(of_tile + (uintptr_t)k), near);
     }
 }
 
-/* A function of `four_tiles` in plm_isa: two loops, `near` a constant in each. */
-#define FOUR_TILES(name, tiles)                                                                            \
+/* The same wherever `near` says, as in plm_step, as far ahead as that needs. */
+INLINED void ask_tiles(const uint8_t *w, int64_t bytes, int64_t at, int n, const uint8_t *next, int near, int N) {
+    if (N == 1) {
+        ask_lines(w, bytes, at, n, AHEAD, next, near, N);
+    } else if (near == PLM_BOTH) {
+        ask_lines(w, bytes, at, n, AT_LAST, next, PLM_FIRST, N);
+        ask_lines(w, bytes, at, n, LATER, next, PLM_SECOND, N);
+    } else {
+        ask_lines(w, bytes, at, n, SOON, next, near, N);
+    }
+}
+
+/* A function of `four_tiles` in plm_isa: a loop for each `near`, a constant there. `both`: which one PLM_BOTH takes. */
+#define FOUR_TILES(name, tiles, both)                                                                      \
     static void name(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next, \
                      int32_t near) {                                                                       \
-        if (near)                                                                                          \
-            tiles(w, cols, x, y, next, 1, 4);                                                              \
+        if (near == PLM_BOTH)                                                                              \
+            tiles(w, cols, x, y, next, both, 4);                                                           \
+        else if (near == PLM_FIRST)                                                                        \
+            tiles(w, cols, x, y, next, PLM_FIRST, 4);                                                      \
         else                                                                                               \
-            tiles(w, cols, x, y, next, 0, 4);                                                              \
+            tiles(w, cols, x, y, next, PLM_SECOND, 4);                                                     \
     }
 
 /* Left to itself gcc 12 copies a sum to another register before and after every step of a loop, or spills it. */

@@ -12,14 +12,14 @@ INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
     __m512 out[4];
     for (int i = 0; i < N; i++) out[i] = _mm512_setzero_ps();
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++) {
-        ask_tiles(w, bytes, b * 288, 288, next, near, N);
         __m512i q = load64(x->q + b * PLM_BLOCK), tops[4], bottoms[4];
         uint8_t top[PLM_BLOCK], bottom[PLM_BLOCK];
         _mm256_storeu_si256((void *)bottom, _mm512_cvtepi16_epi8(q));
         _mm256_storeu_si256((void *)top, _mm512_cvtepi16_epi8(_mm512_srai_epi16(q, 8)));
         for (int i = 0; i < N; i++) tops[i] = _mm512_setzero_si512(), bottoms[i] = _mm512_set1_epi32(-8 * x->sum[b]);
         const uint8_t *block = w + b * 288;
-        for (int g = 0; g < 4; g++) {
+        for (int g = 0; g < 4; g++) { /* asks spread among the products: a core keeps track of some 16 at a time */
+            ask_tiles(w, bytes, b * 288 + g * 64, g < 3 ? 64 : 96, next, near, N);
             __m512i top_low = in_every(top + 4 * g), top_high = in_every(top + 16 + 4 * g);
             __m512i bottom_low = in_every(bottom + 4 * g), bottom_high = in_every(bottom + 16 + 4 * g);
             for (int i = 0; i < N; i++) {
@@ -48,11 +48,11 @@ INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
     __m512 out[4];
     for (int i = 0; i < N; i++) out[i] = _mm512_setzero_ps();
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++) {
-        ask_tiles(w, bytes, b * 544, 544, next, near, N);
         __m512i first[4], second[4];
         for (int i = 0; i < N; i++) first[i] = second[i] = _mm512_setzero_si512();
         const uint8_t *block = w + b * 544;
         for (int g = 0; g < 8; g++) {
+            ask_tiles(w, bytes, b * 544 + g * 64, g < 7 ? 64 : 96, next, near, N);
             __m512i q = four_in_every(x->q + b * PLM_BLOCK + 4 * g);
             for (int i = 0; i < N; i++) {
                 const uint8_t *at = block + i * bytes + 32 + 64 * g;
@@ -66,19 +66,19 @@ INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
     for (int i = 0; i < N; i++) _mm512_storeu_ps(y + PLM_TILE * i, out[i]);
 }
 
-FOUR_TILES(four_q4_0, tiles_q4_0)
-FOUR_TILES(four_q8_0, tiles_q8_0)
+FOUR_TILES(four_q4_0, tiles_q4_0, PLM_BOTH)
+FOUR_TILES(four_q8_0, tiles_q8_0, PLM_BOTH)
 
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
-        tiles_q8_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q8_0, cols), 1, 1);
+        tiles_q8_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q8_0, cols), PLM_FIRST, 1);
     else
         avx512_several_q8_0(w, cols, x, tokens, y, stride);
 }
 
 static void tile_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
-        tiles_q4_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q4_0, cols), 1, 1);
+        tiles_q4_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q4_0, cols), PLM_FIRST, 1);
     else
         avx512_several_q4_0(w, cols, x, tokens, y, stride);
 }

@@ -44,7 +44,7 @@ static void panel(const int16_t *panel, const float *scales, int32_t blocks, con
 
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
-        pairs_tiles_q8_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q8_0, cols), 1, 1, add_in_one);
+        pairs_tiles_q8_0(w, cols, x, y, w + plm_tile_bytes(PLM_Q8_0, cols), PLM_FIRST, 1, add_in_one);
     else
         avx2_several_q8_0(w, cols, x, tokens, y, stride, panel);
 }

@@ -5,7 +5,9 @@
 #include <string.h>
 
 enum { STREAMS = 4 };
-enum { AHEAD = 2048 }; /* bytes: how far before its use a line of a stream is asked for */
+/* Bytes: how far before its use a line of a stream is asked for; where it comes into both caches, into the second
+ * LATER, into the first AT_LAST. */
+enum { AHEAD = 2048, LATER = 2560, AT_LAST = 1024 };
 
 static uint64_t first_word(const uint8_t *line) {
     uint64_t word;
@@ -21,7 +23,8 @@ static inline __attribute__((always_inline)) uint64_t read_all(const uint8_t *da
             const uint8_t *line = data + s * part + at;
             /* The CPU's own prefetcher stops at every page. Past the end this does nothing, but the address must not be
              * made as a pointer. */
-            plm_ask_line((const uint8_t *)((uintptr_t)line + AHEAD), near);
+            if (near == PLM_BOTH) plm_ask_line((const uint8_t *)((uintptr_t)line + LATER), PLM_SECOND);
+            plm_ask_line((const uint8_t *)((uintptr_t)line + (near == PLM_BOTH ? AT_LAST : AHEAD)), near);
             sum += first_word(line);
         }
     for (size_t at = STREAMS * part; at + PLM_LINE <= bytes; at += PLM_LINE) sum += first_word(data + at);
@@ -30,7 +33,9 @@ static inline __attribute__((always_inline)) uint64_t read_all(const uint8_t *da
 
 uint64_t plm_read(const uint8_t *data, size_t bytes) {
 #if defined(__x86_64__) /* where that was measured */
-    if (!plm_asks_near()) return read_all(data, bytes, 0);
+    const int near = plm_asks_into();
+    if (near == PLM_SECOND) return read_all(data, bytes, PLM_SECOND);
+    if (near == PLM_BOTH) return read_all(data, bytes, PLM_BOTH);
 #endif
-    return read_all(data, bytes, 1);
+    return read_all(data, bytes, PLM_FIRST);
 }

@@ -38,14 +38,6 @@ const plm_isa *plm_isa_for(const plm_isa *isa, int format) {
 
 const char *plm_isa_name(const plm_isa *isa) { return isa->name; }
 
-int plm_asks_near(void) {
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
-    return sysconf(_SC_LEVEL1_DCACHE_SIZE) >= 48 << 10;
-#else
-    return 0;
-#endif
-}
-
 #if defined(__x86_64__)
 /* Answers of CPUID; zeros where the CPU does not know the leaf. */
 typedef struct {
@@ -58,10 +50,13 @@ static leaf ask(unsigned number, unsigned part) {
     return l;
 }
 
-int plm_alternates_ends(void) {
+static int is_amd(void) {
     leaf vendor = ask(0, 0);
     return vendor.b == signature_AMD_ebx && vendor.c == signature_AMD_ecx && vendor.d == signature_AMD_edx;
 }
+
+int plm_alternates_ends(void) { return is_amd(); }
+static int asks_both(void) { return !is_amd(); }
 
 static int all_of(unsigned bits, unsigned wanted) { return (bits & wanted) == wanted; }
 
@@ -90,7 +85,18 @@ static int has_avx512_vnni(void) {
 #endif
 #else
 int plm_alternates_ends(void) { return 0; }
+static int asks_both(void) { return 0; }
 #endif
+
+int plm_asks_into(void) {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+    const long first_cache = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+#else
+    const long first_cache = 0;
+#endif
+    if (first_cache < 48 << 10) return PLM_SECOND;
+    return asks_both() ? PLM_BOTH : PLM_FIRST;
+}
 
 int plm_isa_runs(const plm_isa *isa) {
     if (isa == &plm_scalar) return 1;

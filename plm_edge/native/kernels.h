@@ -44,11 +44,11 @@ static inline int plm_is_super(int format) { return format >= PLM_Q4_K; }
  * time over 2^15. */
 #define PLM_OF_WEIGHT (0x1p30f / PLM_WEIGHT)
 
-/* Asks memory for a line, into the first cache if near. Always inlined, like the next one: gcc takes a function that
+/* Asks memory for a line, into the first cache unless `near` is PLM_SECOND. Always inlined, like the next one: gcc takes a function that
  * only prefetches for one that does nothing, and drops its calls. */
 static inline __attribute__((always_inline)) void plm_ask_line(const uint8_t *line, int32_t near) {
     enum { SECOND_CACHE = 2, FIRST_CACHE = 3 };
-    if (near)
+    if (near != PLM_SECOND)
         __builtin_prefetch(line, 0, FIRST_CACHE);
     else
         __builtin_prefetch(line, 0, SECOND_CACHE);

@@ -315,9 +315,9 @@ def isa_table() -> dict[str, int]:
     return {key: isa for key, isa in table.items() if runs(isa)}
 
 
-def asks_near() -> bool:
-    """Whether a core's first cache holds what is asked for ahead (plm_step.near)."""
-    return bool(lib().plm_asks_near())
+def asks_into() -> int:
+    """Into which of a core's caches weights are asked for ahead (plm_step.near)."""
+    return int(lib().plm_asks_into())
 
 
 def alternates_ends() -> bool:

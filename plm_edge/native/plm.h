@@ -59,13 +59,17 @@ typedef struct {
     int8_t *bytes;
 } plm_vectors;
 
+/* Where memory brings weights ahead of their use: into a core's second cache, into its first, or, tiles, into the second
+ * and soon after into the first. docs/decisions.md says why. */
+enum { PLM_SECOND, PLM_FIRST, PLM_BOTH };
+
 /* The moving part of a session: everything else in the arguments stays as recorded. */
 typedef struct {
     int32_t n_past;   /* rows in the cache before this call */
     int32_t n_tokens; /* tokens of this call */
     int32_t first;    /* row of x that the final norm reads first */
     int32_t threads;  /* at least 1, that share the work: so a token's rows and slices are cut into items */
-    int32_t near;     /* whether a token's weights are asked for into a core's first cache, or the second */
+    int32_t near;     /* where a token's weights are asked for: PLM_SECOND, PLM_FIRST or PLM_BOTH */
     int32_t ends;     /* whether the outputs of a group of units are taken from both ends in turn, or in order */
 } plm_step;
 
@@ -423,8 +427,8 @@ PLM_API int plm_isa_runs(const plm_isa *isa);
 /* The set whose kernels do a token's products of that format: isa, or the earlier one that it takes them from. */
 PLM_API const plm_isa *plm_isa_for(const plm_isa *isa, int format);
 
-/* Whether a core's first cache holds what is asked for ahead: docs/decisions.md. 0 where the system does not tell. */
-PLM_API int plm_asks_near(void);
+/* plm_step.near for this CPU; PLM_SECOND where the system does not tell how large a core's first cache is. */
+PLM_API int plm_asks_into(void);
 /* Whether this CPU reads on behind rows whose outputs are taken in order, into rows that did not fire: there too. */
 PLM_API int plm_alternates_ends(void);
 

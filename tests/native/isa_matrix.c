@@ -77,7 +77,7 @@ static void units(int format, int32_t width, int32_t count, int32_t fire, int qu
     guarded want = copy_of(y.at, (size_t)width * sizeof(float));
     /* asked for, never read */
     plm_ahead next = {.scales = w.at, .rows = 1, .row_share = 64, .scales_share = 256,
-                      .near = fire % 2, .ends = fire / 2 % 2};
+                      .near = fire % 3, .ends = fire / 2 % 2};
     next.row[0] = w.at + bytes;
     plm_scalar.units[format](w.at, width, h, count, values(want), &next);
     for (int32_t n = 0; bend && n < count; n++)

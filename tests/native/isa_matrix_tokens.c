@@ -49,7 +49,7 @@ static void four_tiles(int format, int32_t cols, int quant) {
     for (int32_t i = 0; i < rows; i += PLM_TILE)
         plm_scalar.tile[format](w.at + bytes / 4 * (size_t)(i / PLM_TILE), cols, &a.v, 1, values(want) + i, PLM_TILE);
     bend_at(w.at + 3 * bytes / 4 + 2 * PLM_TILE, format);
-    for (int32_t near = 0; near < 2; near++) {
+    for (int32_t near = PLM_SECOND; near <= PLM_BOTH; near++) {
         memset(got.at, 0xff, (size_t)rows * 4);
         tested->four_tiles[format](w.at, cols, &a.v, values(got), w.at + bytes, near);
         same("four tiles", cols, near, values(got), values(want), rows);
