@@ -63,7 +63,7 @@ $(VENV)/.dev: $(VENV)/.installed
 $(PEERS)/.installed: pyproject.toml setup.py
 	test -d $(PEERS) || $(PYTHON) -m venv $(PEERS)
 	CMAKE_ARGS="$$CMAKE_ARGS -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__" \
-	    $(PEERS)/bin/pip install --quiet --cache-dir $(HOME)/.cache/plm-edge-peers/pip-without-amx --editable '.[dev,llama]'
+	    $(PEERS)/bin/pip install --quiet --cache-dir $(HOME)/.cache/plm-edge-pip-without-amx --editable '.[dev,llama]'
 	@touch $@
 
 $(WHEELS)/.installed: Makefile

@@ -50,7 +50,7 @@ def test_every_command_calls_a_model_the_same(inside: Run) -> None:
         ("--nothing", "No such option: --nothing; `plm-edge -h` shows"),
         ("chat --nothing", "No such option: --nothing; `plm-edge chat -h` shows"),
         ("chat -n many", "'many' is not a valid int; `plm-edge chat -h` shows"),
-        ("chat --top-k", "Option '--top-k' requires an argument; `-h` shows"),
+        ("chat --top-k", "Option '--top-k' requires an argument; `plm-edge -h` shows"),
         ("export demo", "Missing option '--target'; `plm-edge export -h` shows"),
         ("devices show", "Missing argument 'NAME'; `plm-edge devices show -h` shows"),
     ],
@@ -300,7 +300,7 @@ def test_synth(inside: Run, tmp_path: Path) -> None:
         "chat -h",
         "chat {bundle} -p a --temp 0",
         "plan demo --target rpi --json",
-    ],  # the latter in the last flush
+    ],  # the last one in the last flush
 )
 def test_a_reader_that_leaves(env: dict[str, str], bundle_of: Bundles, words: str) -> None:
     process = subprocess.Popen(

@@ -12,7 +12,7 @@ from primitives import BYTE, LARGEST, PANEL, Primitives
 from test_isa import CASES, FORMATS, INTEGERS, random_rows, random_x, same_bits, units_of, within
 
 from plm_edge.arrangements import arrange
-from plm_edge.native.kernels import isa_table
+from plm_edge.native.kernels import BOTH, FIRST, SECOND, isa_table
 
 SETS = list(isa_table())
 OTHERS = [name for name in SETS if name != "scalar"]
@@ -69,7 +69,7 @@ def test_four_tiles_give_the_bits_of_each(name, fmt, cols):
     packed, _ = random_rows(fmt, 64, cols)
     tiles = [arrange("tile16x4", fmt, packed[r : r + 16], cols) for r in range(0, 64, 16)]
     each = np.concatenate([one.tile(fmt, tile, x) for tile in tiles])
-    for near in (0, 1, 2):  # where what comes next is asked for changes nothing
+    for near in (SECOND, FIRST, BOTH):  # where what comes next is asked for changes nothing
         got = one.four_tiles(fmt, np.concatenate(tiles), x, near)
         same_bits(got, each)
     with pytest.raises(AssertionError):

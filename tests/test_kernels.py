@@ -142,7 +142,8 @@ class Pair:
         units = np.full((tokens, self.d_ffn), np.nan, np.float32)
         self.unit_rows = np.zeros(kernels.SLICES, np.int64)
         now = step(tokens, threads=threads)
-        now.contents.near, now.contents.ends = 2 * (threads > 1), threads > 1  # the same results
+        now.contents.ends = threads > 1  # the same results either way
+        now.contents.near = kernels.BOTH if threads > 1 else kernels.SECOND
         fire = kernels.Fire(
             isa(name),
             now,

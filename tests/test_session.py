@@ -87,17 +87,16 @@ def of_amd() -> bool:
     return cpu.exists() and "AuthenticAMD" in cpu.read_text()
 
 
-def test_a_first_cache_of_48_kib_holds_what_is_asked_for_ahead() -> None:
+def test_the_first_cache_and_the_maker_say_where_to_ask() -> None:
     try:  # os.sysconf does not know this name
         asked = subprocess.run(["getconf", "LEVEL1_DCACHE_SIZE"], capture_output=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError):
         pytest.skip("no such question here")
-    second, first, both = range(3)  # as in plm.h
     if int(asked.stdout or 0) < 48 << 10:
-        assert kernels.asks_into() == second
+        assert kernels.asks_into() == kernels.SECOND
     else:
         alone = platform.machine() != "x86_64" or of_amd()
-        assert kernels.asks_into() == (first if alone else both)
+        assert kernels.asks_into() == (kernels.FIRST if alone else kernels.BOTH)
 
 
 def test_a_cpu_of_amd_takes_outputs_from_both_ends() -> None:
@@ -106,7 +105,7 @@ def test_a_cpu_of_amd_takes_outputs_from_both_ends() -> None:
     assert kernels.alternates_ends() == of_amd()
 
 
-@pytest.mark.parametrize(("near", "ends"), [(0, 1), (2, 0)])
+@pytest.mark.parametrize(("near", "ends"), [(kernels.SECOND, 1), (kernels.BOTH, 0)])
 def test_a_session_reads_as_this_cpu_does(
     near: int, ends: int, bundle_of: Bundles, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,9 +125,8 @@ def _signal_behind(error: BaseException | None) -> BaseException | None:
 
 def _mistaken(error: Any) -> str:
     """What a command was given that it does not take, and where it says what it takes."""
-    asked = (
-        f"{error.ctx.command_path} -h" if error.ctx else "-h"
-    )  # a missing value knows no command
+    # A missing value knows no command.
+    asked = f"{error.ctx.command_path if error.ctx else 'plm-edge'} -h"
     message = error.format_message().removesuffix(".")
     return f"{message}{'' if message.endswith('?') else ';'} `{asked}` shows what it takes"
 

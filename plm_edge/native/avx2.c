@@ -72,7 +72,8 @@ INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++) {
         uint8_t top[PLM_BLOCK], bottom[PLM_BLOCK];
         __m256i tops[8];
-        ask_tiles(w, bytes, b * 288, 288, next, near, N);
+        const block_ahead ahead = block_asked(w, bytes, b * 288, 288, next, near, N);
+        ask_tiles(&ahead, bytes, 0, 5, 288, near, N);
         split_block(x->q + b * PLM_BLOCK, top, bottom);
         for (int g = 0; g < 8; g++) tops[g] = four_bytes(top + 4 * g);
         for (int i = 0; i < N; i += 2)

@@ -10,9 +10,8 @@
 #define INLINED static inline __attribute__((always_inline)) /* so that what is constant in a call is so inside */
 
 enum { LINE = PLM_LINE };
-/* Bytes: how far before their use weights are asked for. SOON: those of each of several tiles, which need less; where
- * they come into both caches, into the second LATER, into the first AT_LAST. */
-enum { AHEAD = 4096, SOON = 2048, LATER = 2560, AT_LAST = 1024 };
+/* Bytes: how far before their use weights of a single stream are asked for; several need less, PLM_SOON. */
+enum { AHEAD = 4096 };
 
 /* Ask memory for as many bytes as are used now, AHEAD of them: the CPU's own prefetcher stops at every page. Past the
  * end of the weights this does nothing, but the address must not be made as a pointer. Always inlined: see
@@ -22,29 +21,48 @@ INLINED void ask_ahead(const uint8_t *w, int bytes) {
     for (int at = 0; at < bytes; at += LINE) _mm_prefetch((const void *)(first + (unsigned)at), _MM_HINT_T0);
 }
 
-/* Ask for the lines that begin within `n` bytes of each of N tiles of `bytes`, `ahead` of those at `at`; past their end,
- * for those at `next`. */
-INLINED void ask_lines(const uint8_t *w, int64_t bytes, int64_t at, int n, int ahead, const uint8_t *next, int near,
-                       int N) {
-    const int64_t line = (at + ahead + LINE - 1) / LINE * LINE, end = at + ahead + n;
-    const uintptr_t first = line < bytes ? (uintptr_t)w + (uintptr_t)line : (uintptr_t)next + (uintptr_t)(line - bytes);
+/* What tiles ask for during a block: the lines that begin within as many bytes, so far ahead. */
+typedef struct {
+    uintptr_t first; /* of the first tile; no pointer, for it may lie past the end */
+    int lines;
+} asked;
+
+/* `n` bytes, `ahead` of those at `at`, of a tile of `bytes`; past its end, of the one at `next`. */
+INLINED asked asked_ahead(const uint8_t *w, int64_t bytes, int64_t at, int n, int ahead, const uint8_t *next) {
+    const int64_t line = (at + ahead + LINE - 1) / LINE * LINE, behind = line - bytes;
+    const uintptr_t first = behind < 0 ? (uintptr_t)w + (uintptr_t)line : (uintptr_t)next + (uintptr_t)behind;
+    return (asked){first, (int)((at + ahead + n - line + LINE - 1) / LINE)};
+}
+
+/* A block's requests; `late` where lines come into both caches, the second first. */
+typedef struct {
+    asked soon, late;
+} block_ahead;
+
+/* Of N tiles, `near` as in plm_step. */
+INLINED block_ahead block_asked(const uint8_t *w, int64_t bytes, int64_t at, int n, const uint8_t *next, int near,
+                                int N) {
+    const int ahead = N == 1 ? AHEAD : near == PLM_BOTH ? PLM_AT_LAST : PLM_SOON;
+    block_ahead a = {asked_ahead(w, bytes, at, n, ahead, next), {0, 0}};
+    if (N > 1 && near == PLM_BOTH) a.late = asked_ahead(w, bytes, at, n, PLM_LATER, next);
+    return a;
+}
+
+/* Asks for lines k .. k + count of a block's, as far as there are so many; all of n bytes but the last are sure. */
+INLINED void ask_lines(const asked *a, int64_t bytes, int k, int count, int n, int near, int N) {
+#pragma GCC unroll 4
     for (int i = 0; i < N; i++) {
-        uintptr_t of_tile = first + (uintptr_t)(i * bytes);
-        __asm__("" : "+r"(of_tile)); /* gcc 12 would keep the address of each line, and spill them */
-        for (int k = 0; line + k < end; k += LINE) plm_ask_line((const uint8_t *)(of_tile + (uintptr_t)k), near);
+        uintptr_t line = a->first + (uintptr_t)(i * bytes);
+        __asm__("" : "+r"(line)); /* gcc 12 would keep the address of each line, and spill them */
+#pragma GCC unroll 9
+        for (int at = k; at < k + count; at++)
+            if (at < n / LINE || at < a->lines) plm_ask_line((const uint8_t *)(line + (uintptr_t)(at * LINE)), near);
     }
 }
 
-/* The same wherever `near` says, as in plm_step, as far ahead as that needs. */
-INLINED void ask_tiles(const uint8_t *w, int64_t bytes, int64_t at, int n, const uint8_t *next, int near, int N) {
-    if (N == 1) {
-        ask_lines(w, bytes, at, n, AHEAD, next, near, N);
-    } else if (near == PLM_BOTH) {
-        ask_lines(w, bytes, at, n, AT_LAST, next, PLM_FIRST, N);
-        ask_lines(w, bytes, at, n, LATER, next, PLM_SECOND, N);
-    } else {
-        ask_lines(w, bytes, at, n, SOON, next, near, N);
-    }
+INLINED void ask_tiles(const block_ahead *a, int64_t bytes, int k, int count, int n, int near, int N) {
+    ask_lines(&a->soon, bytes, k, count, n, near, N);
+    if (N > 1 && near == PLM_BOTH) ask_lines(&a->late, bytes, k, count, n, PLM_SECOND, N);
 }
 
 /* A function of `four_tiles` in plm_isa: a loop for each `near`, a constant there. `both`: which one PLM_BOTH takes. */

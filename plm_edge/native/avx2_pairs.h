@@ -22,7 +22,8 @@ INLINED void pairs_tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors 
     __m256 out[8];
     for (int i = 0; i < 2 * N; i++) out[i] = _mm256_setzero_ps();
     for (int32_t b = 0; b < cols / PLM_BLOCK; b++) {
-        ask_tiles(w, bytes, b * 544, 544, next, near, N);
+        const block_ahead ahead = block_asked(w, bytes, b * 544, 544, next, near, N);
+        ask_tiles(&ahead, bytes, 0, 9, 544, near, N);
         for (int i = 0; i < N; i++) {
             const uint8_t *block = w + i * bytes + b * 544;
             __m256i sum[4];

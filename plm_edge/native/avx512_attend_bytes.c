@@ -100,7 +100,8 @@ static inline __m512 fours_of_rows(const float *x, int64_t stride, __mmask16 lan
 static inline int place_of(int lane) { return lane / 4 * 2 + lane % 2 + lane % 4 / 2 * 8; }
 
 /* L <= 8 lanes of a block of 32 columns, which begin at `four` and y; coefficients (fours, 16) and factors (16) from
- * lane 0 of them. `next`, not made as a pointer, as in avx512_attend.c: `share` bytes of it are asked for. */
+ * lane 0 of them. `next`, not made as a pointer, as in avx512_attend.c: `share` bytes of it are asked for, into
+ * the second cache: docs/decisions.md. */
 INLINED void blend_block(const int8_t *four, int64_t step, int32_t fours, const uint32_t *coefficients,
                          const float *factors, const float *shrink, float *y, int64_t y_stride, uintptr_t next,
                          uintptr_t share, int L) {

@@ -102,8 +102,8 @@ INLINED __m512 scales_q8_0(const uint8_t *w, int64_t bytes) {
     return _mm512_cvtph_ps(lower(_mm512_permutexvar_epi16(_mm512_castsi256_si512(order), v)));
 }
 
-/* Four rows of each of four streams that lie `apart`, times the blocks of `fours` steps, added to y. Meanwhile memory is
- * asked for their share of the rows at `next`, which lie as these do. */
+/* Four rows of each of four streams that lie `apart`, times the blocks of `fours` steps, added to y. Meanwhile memory
+ * is asked for their share of the rows at `next`, which lie as these do. */
 INLINED __m512 sixteen_rows(const uint8_t *w, int64_t bytes, int64_t apart, const four_blocks *x, int32_t fours,
                             const uint8_t *next, __m512 y, int format) {
     const int block = plm_block_bytes(format);
@@ -145,7 +145,8 @@ INLINED void rows_of(const uint8_t *w, int32_t cols, const plm_vectors *x, int32
         _mm512_storeu_ps(out, sums);
         for (int i = 0; i < PLM_TILE; i++) {
             const int32_t row = i / 4 * quarter + r + i % 4;
-            y[row] = whole == blocks ? out[i] : pairs_rest(out[i], w + row * bytes, whole, blocks, x, format, add_in_one);
+            const uint8_t *at = w + row * bytes;
+            y[row] = whole == blocks ? out[i] : pairs_rest(out[i], at, whole, blocks, x, format, add_in_one);
         }
     }
     for (int32_t r = 4 * quarter; r < count; r++) y[r] = pairs_row(w + r * bytes, cols, x, format, add_in_one);

@@ -18,8 +18,10 @@ INLINED void tiles_q4_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
         _mm256_storeu_si256((void *)top, _mm512_cvtepi16_epi8(_mm512_srai_epi16(q, 8)));
         for (int i = 0; i < N; i++) tops[i] = _mm512_setzero_si512(), bottoms[i] = _mm512_set1_epi32(-8 * x->sum[b]);
         const uint8_t *block = w + b * 288;
-        for (int g = 0; g < 4; g++) { /* asks spread among the products: a core keeps track of some 16 at a time */
-            ask_tiles(w, bytes, b * 288 + g * 64, g < 3 ? 64 : 96, next, near, N);
+        const block_ahead ahead = block_asked(w, bytes, b * 288, 288, next, near, N);
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; g++) { /* requests spread among the products: docs/decisions.md */
+            ask_tiles(&ahead, bytes, g, g < 3 ? 1 : 2, 288, near, N);
             __m512i top_low = in_every(top + 4 * g), top_high = in_every(top + 16 + 4 * g);
             __m512i bottom_low = in_every(bottom + 4 * g), bottom_high = in_every(bottom + 16 + 4 * g);
             for (int i = 0; i < N; i++) {
@@ -51,8 +53,10 @@ INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
         __m512i first[4], second[4];
         for (int i = 0; i < N; i++) first[i] = second[i] = _mm512_setzero_si512();
         const uint8_t *block = w + b * 544;
+        const block_ahead ahead = block_asked(w, bytes, b * 544, 544, next, near, N);
+#pragma GCC unroll 8
         for (int g = 0; g < 8; g++) {
-            ask_tiles(w, bytes, b * 544 + g * 64, g < 7 ? 64 : 96, next, near, N);
+            ask_tiles(&ahead, bytes, g, g < 7 ? 1 : 2, 544, near, N);
             __m512i q = four_in_every(x->q + b * PLM_BLOCK + 4 * g);
             for (int i = 0; i < N; i++) {
                 const uint8_t *at = block + i * bytes + 32 + 64 * g;

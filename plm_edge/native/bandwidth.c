@@ -5,9 +5,6 @@
 #include <string.h>
 
 enum { STREAMS = 4 };
-/* Bytes: how far before its use a line of a stream is asked for; where it comes into both caches, into the second
- * LATER, into the first AT_LAST. */
-enum { AHEAD = 2048, LATER = 2560, AT_LAST = 1024 };
 
 static uint64_t first_word(const uint8_t *line) {
     uint64_t word;
@@ -23,8 +20,8 @@ static inline __attribute__((always_inline)) uint64_t read_all(const uint8_t *da
             const uint8_t *line = data + s * part + at;
             /* The CPU's own prefetcher stops at every page. Past the end this does nothing, but the address must not be
              * made as a pointer. */
-            if (near == PLM_BOTH) plm_ask_line((const uint8_t *)((uintptr_t)line + LATER), PLM_SECOND);
-            plm_ask_line((const uint8_t *)((uintptr_t)line + (near == PLM_BOTH ? AT_LAST : AHEAD)), near);
+            if (near == PLM_BOTH) plm_ask_line((const uint8_t *)((uintptr_t)line + PLM_LATER), PLM_SECOND);
+            plm_ask_line((const uint8_t *)((uintptr_t)line + (near == PLM_BOTH ? PLM_AT_LAST : PLM_SOON)), near);
             sum += first_word(line);
         }
     for (size_t at = STREAMS * part; at + PLM_LINE <= bytes; at += PLM_LINE) sum += first_word(data + at);

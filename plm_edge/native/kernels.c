@@ -109,13 +109,14 @@ static void store(float *y, const float *value, int32_t n, int32_t add) {
     for (int32_t i = 0; i < n; i++) y[i] = add ? y[i] + value[i] : value[i];
 }
 
-static void product_of_rows(const plm_product *a, int32_t first, int32_t last) {
+/* `next`: the row with which this thread will probably go on; past the end of w it says nothing. */
+static void product_of_rows(const plm_product *a, int32_t first, int32_t last, int32_t next) {
     const plm_matrix *w = &a->w;
     int64_t bytes = plm_row_bytes(w->format, w->cols);
     if (a->step->n_tokens == 1) {
         float out[ROWS_AT_ONCE];
-        const uint8_t *next = 2 * last - first <= w->rows ? w->data + last * bytes : NULL;
-        plm_rows_of_one(a->isa, w->format, w->data + first * bytes, w->cols, &a->x, last - first, out, next);
+        const uint8_t *then = next + (last - first) <= w->rows ? w->data + next * bytes : NULL;
+        plm_rows_of_one(a->isa, w->format, w->data + first * bytes, w->cols, &a->x, last - first, out, then);
         store(a->y + first, out, last - first, a->add);
         return;
     }
@@ -160,7 +161,7 @@ void plm_tiles_of_several(const plm_isa *isa, const plm_matrix *w, int32_t first
     }
 }
 
-/* `next`: as in plm_tiles_of_one. */
+/* `next`: as in product_of_rows. */
 static void product_of_tiles(const plm_product *a, int32_t first, int32_t last, int32_t next) {
     const plm_matrix *w = &a->w;
     _Alignas(PLM_LINE) float out[TOKENS_PER_TILE * ROWS_AT_ONCE];
@@ -186,10 +187,8 @@ static void product_item(const void *p, size_t item, int thread) {
     (void)thread;
     for (int32_t piece = mine.first; piece < mine.end; piece++) {
         const int32_t first = piece * ROWS_AT_ONCE, last = plm_min(a->w.rows, first + ROWS_AT_ONCE);
-        if (a->w.arrangement == PLM_TILE16X4)
-            product_of_tiles(a, first, last, (piece + 1 < mine.end ? piece + 1 : then.first) * ROWS_AT_ONCE);
-        else
-            product_of_rows(a, first, last);
+        const int32_t next = (piece + 1 < mine.end ? piece + 1 : then.first) * ROWS_AT_ONCE;
+        (a->w.arrangement == PLM_TILE16X4 ? product_of_tiles : product_of_rows)(a, first, last, next);
     }
 }
 

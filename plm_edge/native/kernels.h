@@ -44,8 +44,12 @@ static inline int plm_is_super(int format) { return format >= PLM_Q4_K; }
  * time over 2^15. */
 #define PLM_OF_WEIGHT (0x1p30f / PLM_WEIGHT)
 
-/* Asks memory for a line, into the first cache unless `near` is PLM_SECOND. Always inlined, like the next one: gcc takes a function that
- * only prefetches for one that does nothing, and drops its calls. */
+/* Bytes: how far before their use lines of several streams are asked for; where they come into both caches, into the
+ * second PLM_LATER, into the first PLM_AT_LAST. */
+enum { PLM_SOON = 2048, PLM_LATER = 2560, PLM_AT_LAST = 1024 };
+
+/* Asks memory for a line, into the first cache unless `near` is PLM_SECOND. Always inlined, like the next one: gcc
+ * takes a function that only prefetches for one that does nothing, and drops its calls. */
 static inline __attribute__((always_inline)) void plm_ask_line(const uint8_t *line, int32_t near) {
     enum { SECOND_CACHE = 2, FIRST_CACHE = 3 };
     if (near != PLM_SECOND)

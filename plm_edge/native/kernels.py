@@ -26,6 +26,7 @@ from plm_edge.errors import OutputError, UnsupportedError
 from plm_edge.native import lib
 
 BLOCK, TILE, SLICES, FEW = 32, 16, 16, 8
+SECOND, FIRST, BOTH = range(3)  # Step.near
 FORMAT_CODES = {"F32": 0, "F16": 1, "BF16": 2, "Q8_0": 3, "Q4_0": 4, "Q4_K": 5, "Q6_K": 6}
 ARRANGEMENT_CODES = {"rows": 0, "tile16x4": 1, "group32": 2}
 ACTIVATIONS = {"int16": 32767, "int8": 127}  # the largest integer: PLM_LARGEST, PLM_BYTE
@@ -316,7 +317,7 @@ def isa_table() -> dict[str, int]:
 
 
 def asks_into() -> int:
-    """Into which of a core's caches weights are asked for ahead (plm_step.near)."""
+    """Into which of a core's caches weights are asked for ahead: SECOND, FIRST or BOTH."""
     return int(lib().plm_asks_into())
 
 

@@ -59,8 +59,8 @@ typedef struct {
     int8_t *bytes;
 } plm_vectors;
 
-/* Where memory brings weights ahead of their use: into a core's second cache, into its first, or, tiles, into the second
- * and soon after into the first. docs/decisions.md says why. */
+/* Where memory brings weights ahead of their use: into a core's second cache, into its first, or, tiles, into the
+ * second and soon after into the first. docs/decisions.md says why. */
 enum { PLM_SECOND, PLM_FIRST, PLM_BOTH };
 
 /* The moving part of a session: everything else in the arguments stays as recorded. */
