@@ -24,7 +24,7 @@ _TYPES = {  # as plm_isa has them, in its order: one function, or one for each f
     "tile_of_bytes": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
     "two_of_bytes": CFUNCTYPE(None, _P, _I, _P, _I, _P, _I),
     "row": CFUNCTYPE(_F, _P, _I, _P),
-    "rows": CFUNCTYPE(None, _P, _I, _P, _I, _P),
+    "rows": CFUNCTYPE(None, _P, _I, _P, _I, _P, _P),
     "add_rows": CFUNCTYPE(None, _P, _I, _P, _I, _P),
     "units": CFUNCTYPE(None, _P, _I, _P, _I, _P, _P),
     "unit_rows": CFUNCTYPE(None, _P, _I, _I, _I, _I, _P),
@@ -147,12 +147,13 @@ class Primitives:
         got = function(data.ctypes.data, len(x), ctypes.addressof(act.struct))
         return np.array([got], np.float32)
 
-    def rows(self, fmt, data, x):
-        """Y (count); `data`: the packed rows (count, row bytes)."""
+    def rows(self, fmt, data, x, ahead=False):
+        """Y (count); `data`: the packed rows (count, row bytes). With `ahead` others follow."""
         y, rows, act = floats(len(data), np.nan), unaligned(data), Activations(x)
         function = self._table.rows[FORMAT_CODES[fmt]]
         pointers = (ctypes.addressof(act.struct), len(data), y.ctypes.data)
-        function(rows.ctypes.data, len(x), *pointers)
+        at = rows.ctypes.data
+        function(at, len(x), *pointers, at + rows.nbytes if ahead else None)
         return y
 
     def add_rows(self, fmt, data, a, y):

@@ -88,7 +88,7 @@ INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
     pairs_tiles_q8_0(w, cols, x, y, next, near, N, add_in_two);
 }
 
-/* Twice as many requests cost these sets more than they bring. */
+/* Twice as many requests cost more than they bring: docs/decisions.md. */
 FOUR_TILES(four_q4_0, tiles_q4_0, PLM_FIRST)
 FOUR_TILES(four_q8_0, tiles_q8_0, PLM_FIRST)
 

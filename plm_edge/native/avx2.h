@@ -27,7 +27,8 @@ typedef struct {
     int lines;
 } asked;
 
-/* `n` bytes, `ahead` of those at `at`, of a tile of `bytes`; past its end, of the one at `next`. */
+/* `n` bytes, `ahead` of those at `at`, of a tile of `bytes`; past its end, of the one at `next`. A block that reaches
+ * across the end asks on behind it. */
 INLINED asked asked_ahead(const uint8_t *w, int64_t bytes, int64_t at, int n, int ahead, const uint8_t *next) {
     const int64_t line = (at + ahead + LINE - 1) / LINE * LINE, behind = line - bytes;
     const uintptr_t first = behind < 0 ? (uintptr_t)w + (uintptr_t)line : (uintptr_t)next + (uintptr_t)behind;

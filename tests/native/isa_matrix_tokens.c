@@ -77,16 +77,16 @@ static void several_rows(int format, int32_t cols, int32_t count, int quant) {
     bend_at(w.at + bytes * (size_t)(count - 1) + 2, format);
     for (int ahead = 0; ahead < 2; ahead++) {
         memset(got.at, 0xff, (size_t)count * 4);
-        tested->rows[format](w.at, cols, &a.v, count, values(got), ahead ? w.at : NULL);
+        tested->rows[format](w.at, cols, &a.v, count, values(got), ahead ? w.at + bytes * (size_t)count : NULL);
         same("rows", cols, count, values(got), values(want), count);
     }
     drop(w), drop_activations(a), drop(got), drop(want);
 }
 
 static void rows_of_one_token(int format) {
-    static const int32_t cols[] = {32, 96, 288, 512, 2336}, counts[] = {1, 2, 3, 7, 16, 17, 128};
+    static const int32_t cols[] = {32, 96, 288, 512, 2336}, counts[] = {1, 2, 3, 7, 16, 17, 47, 128};
     for (int i = 0; i < 5; i++)
-        for (int k = 0; k < 7; k++) {
+        for (int k = 0; k < 8; k++) {
             several_rows(format, cols[i], counts[k], -1);
             if (bend) continue;
             several_rows(format, cols[i], counts[k], 0x00), several_rows(format, cols[i], counts[k], 0xff);
