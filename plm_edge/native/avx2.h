@@ -35,9 +35,9 @@ INLINED asked asked_ahead(const uint8_t *w, int64_t bytes, int64_t at, int n, in
     return (asked){first, (int)((at + ahead + n - line + LINE - 1) / LINE)};
 }
 
-/* A block's requests; `late` where lines come into both caches, the second first. */
+/* A block's requests: `then` is for the second cache where lines come into both, and lies further ahead. */
 typedef struct {
-    asked soon, late;
+    asked soon, then;
 } block_ahead;
 
 /* Of N tiles, `near` as in plm_step. */
@@ -45,7 +45,7 @@ INLINED block_ahead block_asked(const uint8_t *w, int64_t bytes, int64_t at, int
                                 int N) {
     const int ahead = N == 1 ? AHEAD : near == PLM_BOTH ? PLM_AT_LAST : PLM_SOON;
     block_ahead a = {asked_ahead(w, bytes, at, n, ahead, next), {0, 0}};
-    if (N > 1 && near == PLM_BOTH) a.late = asked_ahead(w, bytes, at, n, PLM_LATER, next);
+    if (N > 1 && near == PLM_BOTH) a.then = asked_ahead(w, bytes, at, n, PLM_LATER, next);
     return a;
 }
 
@@ -63,19 +63,20 @@ INLINED void ask_lines(const asked *a, int64_t bytes, int k, int count, int n, i
 
 INLINED void ask_tiles(const block_ahead *a, int64_t bytes, int k, int count, int n, int near, int N) {
     ask_lines(&a->soon, bytes, k, count, n, near, N);
-    if (N > 1 && near == PLM_BOTH) ask_lines(&a->late, bytes, k, count, n, PLM_SECOND, N);
+    if (N > 1 && near == PLM_BOTH) ask_lines(&a->then, bytes, k, count, n, PLM_SECOND, N);
 }
 
-/* A function of `four_tiles` in plm_isa: a loop for each `near`, a constant there. `both`: which one PLM_BOTH takes. */
+/* A function of `four_tiles` in plm_isa: a loop for each `near`, a constant there. both: PLM_BOTH, or PLM_FIRST where
+ * that takes its place. */
 #define FOUR_TILES(name, tiles, both)                                                                      \
     static void name(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next, \
                      int32_t near) {                                                                       \
-        if (near == PLM_BOTH)                                                                              \
-            tiles(w, cols, x, y, next, both, 4);                                                           \
-        else if (near == PLM_FIRST)                                                                        \
-            tiles(w, cols, x, y, next, PLM_FIRST, 4);                                                      \
-        else                                                                                               \
+        if (near == PLM_SECOND)                                                                            \
             tiles(w, cols, x, y, next, PLM_SECOND, 4);                                                     \
+        else if (near == both)                                                                             \
+            tiles(w, cols, x, y, next, both, 4);                                                           \
+        else                                                                                               \
+            tiles(w, cols, x, y, next, PLM_FIRST, 4);                                                      \
     }
 
 /* Left to itself gcc 12 copies a sum to another register before and after every step of a loop, or spills it. */
