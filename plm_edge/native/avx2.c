@@ -89,8 +89,8 @@ INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
 }
 
 /* Twice as many requests cost more than they bring: docs/decisions.md. */
-FOUR_TILES(four_q4_0, tiles_q4_0, PLM_FIRST)
-FOUR_TILES(four_q8_0, tiles_q8_0, PLM_FIRST)
+FOUR_TILES(four_q4_0, tiles_q4_0, 0)
+FOUR_TILES(four_q8_0, tiles_q8_0, 0)
 
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)

@@ -66,15 +66,15 @@ INLINED void ask_tiles(const block_ahead *a, int64_t bytes, int k, int count, in
     if (N > 1 && near == PLM_BOTH) ask_lines(&a->then, bytes, k, count, n, PLM_SECOND, N);
 }
 
-/* A function of `four_tiles` in plm_isa: a loop for each `near`, a constant there. both: PLM_BOTH, or PLM_FIRST where
- * that takes its place. */
+/* A function of `four_tiles` in plm_isa: a loop for each `near`, a constant there. both: whether PLM_BOTH has one, or
+ * takes PLM_FIRST's. */
 #define FOUR_TILES(name, tiles, both)                                                                      \
     static void name(const uint8_t *w, int32_t cols, const plm_vectors *x, float *y, const uint8_t *next, \
                      int32_t near) {                                                                       \
         if (near == PLM_SECOND)                                                                            \
             tiles(w, cols, x, y, next, PLM_SECOND, 4);                                                     \
-        else if (near == both)                                                                             \
-            tiles(w, cols, x, y, next, both, 4);                                                           \
+        else if (near == PLM_BOTH && both)                                                                 \
+            tiles(w, cols, x, y, next, PLM_BOTH, 4);                                                       \
         else                                                                                               \
             tiles(w, cols, x, y, next, PLM_FIRST, 4);                                                      \
     }

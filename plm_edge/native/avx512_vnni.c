@@ -70,8 +70,8 @@ INLINED void tiles_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, fl
     for (int i = 0; i < N; i++) _mm512_storeu_ps(y + PLM_TILE * i, out[i]);
 }
 
-FOUR_TILES(four_q4_0, tiles_q4_0, PLM_BOTH)
-FOUR_TILES(four_q8_0, tiles_q8_0, PLM_BOTH)
+FOUR_TILES(four_q4_0, tiles_q4_0, 1)
+FOUR_TILES(four_q8_0, tiles_q8_0, 1)
 
 static void tile_q8_0(const uint8_t *w, int32_t cols, const plm_vectors *x, int32_t tokens, float *y, int32_t stride) {
     if (tokens == 1)
